@@ -1,0 +1,117 @@
+//! The facts about one exchange, from the first byte of the request to the access log.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Failure;
+
+/// What is known about one request and its answer so far.
+///
+/// The phases fill it in as they learn; filters, handlers, variables and the access log read it.
+#[derive(Debug)]
+pub struct Cx {
+    /// When the request's header was complete.
+    pub started: Instant,
+    /// When the last byte of the answer was handed over; set before the access log runs.
+    pub ended: Option<Instant>,
+    /// The connection the request came on.
+    pub connection: Arc<Connection>,
+    /// Whose request it is: the peer of the connection, or whom a trusted proxy names. `None` on a unix socket.
+    pub client: Option<IpAddr>,
+    /// Host of the request: lower case, without port and trailing dot. Empty when there was none.
+    pub host: String,
+    /// nginx's `$uri`: the path percent-decoded, dot segments resolved, slashes merged; filters may rewrite it.
+    pub path: String,
+    /// What the route's regex captured, in the order of its capture names.
+    pub captures: Vec<String>,
+    /// Path and query to send upstream where a filter rewrote them; otherwise what the client sent goes out.
+    pub target: Option<String>,
+    /// The identifier of this request, once the `request_id` policy gave it one.
+    pub request_id: Option<String>,
+    /// Name of the site that was chosen.
+    pub site: Option<Arc<str>>,
+    /// Every try to reach a backend, in order.
+    pub tries: Vec<Try>,
+    /// Status sent to the client; 0 when nothing was sent.
+    pub status: u16,
+    /// Bytes of body sent to the client.
+    pub body_bytes_sent: u64,
+    /// Bytes of header and body sent to the client.
+    pub bytes_sent: u64,
+    /// Bytes of the request, header and body.
+    pub request_length: u64,
+    /// Why weir itself ended this request, if it did.
+    pub failure: Option<Failure>,
+}
+
+/// Facts that all requests of one connection share.
+#[derive(Debug, Default)]
+pub struct Connection {
+    /// Number of the connection within this process, from 1 (nginx's `$connection`).
+    pub number: u64,
+    /// The other end; `None` on a unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Our end; `None` on a unix socket.
+    pub local: Option<SocketAddr>,
+    /// Name of the listener in the configuration.
+    pub listener: Arc<str>,
+    /// What the TLS handshake agreed on; `None` on a plain connection.
+    pub tls: Option<TlsFacts>,
+}
+
+#[derive(Debug, Default)]
+pub struct TlsFacts {
+    /// Such as `TLSv1.3`.
+    pub version: &'static str,
+    pub cipher: &'static str,
+    /// Server name that the client asked for, lower case; empty when it named none.
+    pub server_name: String,
+}
+
+/// One try to get an answer from a backend.
+#[derive(Debug)]
+pub struct Try {
+    pub backend: Arc<str>,
+    pub started: Instant,
+    /// Until the connection stood (new or reused).
+    pub connect: Option<Duration>,
+    /// Until the response header was there.
+    pub header: Option<Duration>,
+    /// Until the last byte of the response.
+    pub response: Option<Duration>,
+    /// Status of the backend's answer, or of the failure that took its place; 0 until known.
+    pub status: u16,
+}
+
+impl Cx {
+    pub fn new(started: Instant, connection: Arc<Connection>) -> Cx {
+        Cx {
+            started,
+            ended: None,
+            client: connection.peer.map(|peer| peer.ip().to_canonical()),
+            connection,
+            host: String::new(),
+            path: String::new(),
+            captures: Vec::new(),
+            target: None,
+            request_id: None,
+            site: None,
+            tries: Vec::new(),
+            status: 0,
+            body_bytes_sent: 0,
+            bytes_sent: 0,
+            request_length: 0,
+            failure: None,
+        }
+    }
+
+    /// `http` or `https`, as the client spoke to weir.
+    pub fn scheme(&self) -> &'static str {
+        if self.connection.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Why weir itself ended a request: the only table from a cause to a status.
+
+/// A reason for which weir, not a backend, answers or gives up a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The request cannot be understood, or its path leaves the root.
+    BadRequest,
+    /// No site has this host (RFC 9110 section 15.5.20 on TLS).
+    NoSite {
+        secure: bool,
+    },
+    /// No route of the site matches.
+    NoRoute,
+    /// Every member of the pool is down.
+    PoolDown,
+    /// No member could be connected to.
+    UpstreamConnect,
+    UpstreamConnectTimeout,
+    /// The backend closed or reset the connection before its answer was complete.
+    UpstreamReset,
+    /// The backend was silent for longer than `timeouts.read` or took nothing for longer than `timeouts.write`.
+    UpstreamTimeout,
+    /// The backend's answer is not HTTP.
+    UpstreamProtocol,
+    /// The client went away (nginx's 499: logged, never sent).
+    ClientClosed,
+    /// The client sent nothing for too long in the middle of its request.
+    ClientTimeout,
+    /// A fault of weir.
+    Internal,
+}
+
+impl Failure {
+    /// The status that answers the client, and stands in the access log.
+    pub fn status(self) -> u16 {
+        match self {
+            Failure::BadRequest => 400,
+            Failure::NoSite { secure: true } => 421,
+            Failure::NoSite { secure: false } | Failure::NoRoute => 404,
+            Failure::PoolDown => 503,
+            Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
+            Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
+            Failure::ClientClosed => 499,
+            Failure::ClientTimeout => 408,
+            Failure::Internal => 500,
+        }
+    }
+
+    /// The word in the access log that says who ended the request, and when.
+    pub fn word(self) -> &'static str {
+        match self {
+            Failure::BadRequest => "bad_request",
+            Failure::NoSite { .. } => "no_site",
+            Failure::NoRoute => "no_route",
+            Failure::PoolDown => "pool_down",
+            Failure::UpstreamConnect => "upstream_connect",
+            Failure::UpstreamConnectTimeout => "upstream_connect_timeout",
+            Failure::UpstreamReset => "upstream_reset",
+            Failure::UpstreamTimeout => "upstream_timeout",
+            Failure::UpstreamProtocol => "upstream_protocol",
+            Failure::ClientClosed => "client_closed",
+            Failure::ClientTimeout => "client_timeout",
+            Failure::Internal => "internal",
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! One request and its answer, as features see them.
+
+pub mod cx;
+pub mod failure;
+pub mod reply;
+pub mod vars;
+
+pub use cx::Cx;
+pub use failure::Failure;
+pub use reply::{Body, Reply};

@@ -1,0 +1,3 @@
+//! Actions: what finally answers a request.
+
+pub mod files;

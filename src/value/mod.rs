@@ -1,0 +1,1 @@
+//! Types of configuration values: parsed while loading, so that a value that exists is a value that is right.
