@@ -1,1 +1,81 @@
-//! (placeholder)
+//! Listeners: where requests come from.
+//!
+//! weir owns its sockets, its accept loop and the bytes of a connection until a request begins; Pingora is the HTTP
+//! engine behind it. That is what makes it possible to change listeners while running, to hold an idle connection
+//! in about a kilobyte, to hand sockets over to the next process and to drain without losing a request.
+//!
+//! ```text
+//!  bind.rs         an address as written -> a listening socket, own, opened or inherited
+//!  accept.rs       one task per socket: connections in, until the listener is closed
+//!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
+//!  stream.rs       the bytes: what Pingora reads from and writes to
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::value::OneOrMany;
+
+pub mod accept;
+pub mod bind;
+pub mod connection;
+pub mod stream;
+
+pub use bind::Bind;
+pub use stream::{Connection, TlsFacts};
+
+/// One listener: `listeners.NAME`.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen: `0.0.0.0:8080`, `[::]:8080`, `:8080` (all IPv4 and IPv6 addresses), `unix:/path`; one or a
+    /// list. nginx: `listen`.
+    pub bind: OneOrMany<Bind>,
+    /// Serve TLS here. Absent: plain. nginx: `listen ... ssl`.
+    pub tls: Option<crate::tls::ListenerConfig>,
+    /// HTTP versions to accept. On TLS the client chooses by ALPN; `h2` on a plain listener means HTTP/2 by prior
+    /// knowledge. Default: `[h1, h2]`.
+    pub protocols: Option<OneOrMany<Protocol>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.0 and HTTP/1.1.
+    H1,
+    /// HTTP/2.
+    H2,
+}
+
+/// Which HTTP versions a listener accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    pub h1: bool,
+    pub h2: bool,
+}
+
+impl Config {
+    pub fn protocols(&self) -> Protocols {
+        match &self.protocols {
+            None => Protocols { h1: true, h2: true },
+            Some(OneOrMany(list)) => {
+                Protocols { h1: list.contains(&Protocol::H1), h2: list.contains(&Protocol::H2) }
+            }
+        }
+    }
+}
+
+/// A listener as it is to run: what new connections of its sockets get.
+#[derive(Clone)]
+pub struct Listener {
+    pub name: Arc<str>,
+    pub binds: Vec<Bind>,
+    pub tls: Option<Arc<crate::tls::Acceptor>>,
+    pub protocols: Protocols,
+}
+
+/// All listeners of a snapshot, by name.
+pub type Listeners = BTreeMap<Arc<str>, Listener>;

@@ -1,0 +1,94 @@
+//! The accept loop: one task per socket, which ends when its listener is closed or the process drains.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use pingora::apps::HttpServerApp;
+use pingora::server::ShutdownWatch;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::Listener;
+use super::bind::ListenSocket;
+use super::connection::Shared;
+use super::stream::Socket;
+
+/// How long to wait when the process is out of file descriptors: accepting at once would spin.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+enum Accepting {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Accepts from `socket` until `drain` turns true. New connections get what `listener` holds at that moment, so a
+/// reload takes effect without touching the socket.
+///
+/// # Errors
+/// When the runtime cannot watch the socket.
+pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
+    shared: Arc<Shared<A>>,
+    socket: ListenSocket,
+    listener: Arc<ArcSwap<Listener>>,
+    mut drain: ShutdownWatch,
+) -> io::Result<()> {
+    let unix = socket.is_unix()?;
+    // A socket that listens on one address tells the local end of its connections.
+    let local = socket.local_addr();
+    let wildcard = local.is_none_or(|addr| addr.ip().is_unspecified());
+    let fd = OwnedFd::from(socket.into_socket());
+    let accepting = if unix {
+        Accepting::Unix(UnixListener::from_std(fd.into())?)
+    } else {
+        Accepting::Tcp(TcpListener::from_std(fd.into())?)
+    };
+    let mut exhausted = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = accepting.accept() => accepted,
+            _ = drain.changed() => return Ok(()),
+        };
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) if is_exhausted(&e) => {
+                if !std::mem::replace(&mut exhausted, true) {
+                    log::error!("listener {}: cannot accept: {e}", listener.load().name);
+                }
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                continue;
+            }
+            // The client was gone before it was accepted.
+            Err(_) => continue,
+        };
+        exhausted = false;
+        let local = match &socket {
+            Socket::Tcp(socket) if wildcard => socket.local_addr().ok(),
+            _ => local,
+        };
+        let serving = shared.clone().serve(socket, peer, local, listener.load_full(), drain.clone());
+        pingora_runtime::current_handle().spawn(serving);
+    }
+}
+
+impl Accepting {
+    async fn accept(&self) -> io::Result<(Socket, Option<std::net::SocketAddr>)> {
+        match self {
+            Accepting::Tcp(listener) => {
+                let (socket, peer) = listener.accept().await?;
+                Ok((Socket::Tcp(socket), Some(peer)))
+            }
+            Accepting::Unix(listener) => {
+                let (socket, _) = listener.accept().await?;
+                Ok((Socket::Unix(socket), None))
+            }
+        }
+    }
+}
+
+fn is_exhausted(e: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(e.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+}

@@ -1,0 +1,243 @@
+//! One client connection, from accept to close.
+//!
+//! Between requests a connection is *parked*: nothing is held but the stream itself, until the first bytes of the
+//! next request are there. Pingora's own wait would keep its parser's buffer and the state of the whole proxy for
+//! it, and would drop the connection at shutdown while the client is writing.
+
+use std::fmt::{self, Write};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::tls::SslStream;
+use pingora::protocols::{ALPN, Stream};
+use pingora::server::ShutdownWatch;
+use pingora::timeout::timeout;
+use tokio::io::AsyncReadExt;
+
+use super::stream::{ClientStream, Connection, Slot, Socket};
+use super::{Listener, TlsFacts};
+
+/// For the first request's header to arrive, and for the rest of any header once it began (nginx:
+/// `client_header_timeout`).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// For a TLS handshake to complete.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be idle between requests (nginx: `keepalive_timeout`).
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a parked connection may still bring a request after draining began: clients that are just writing one
+/// get an answer with `Connection: close` instead of a reset.
+const DRAIN_LINGER: Duration = Duration::from_secs(2);
+/// What one read may bring of a request's header; most fit.
+const HEAD_BUFFER: usize = 4096;
+/// The beginning of HTTP/2's connection preface (RFC 9113 section 3.4). No HTTP/1 method begins so.
+const PREFACE: &[u8] = b"PRI";
+
+/// What the connections of one service have in common.
+pub struct Shared<A> {
+    pub app: Arc<A>,
+    /// Connections that are open now.
+    pub open: Arc<AtomicUsize>,
+    /// Connections accepted so far.
+    pub accepted: AtomicU64,
+}
+
+impl<A> Shared<A> {
+    pub fn new(app: Arc<A>) -> Shared<A> {
+        Shared { app, open: Arc::default(), accepted: AtomicU64::new(0) }
+    }
+}
+
+impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
+    /// Serves one accepted connection until it ends.
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        socket: Socket,
+        peer: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+        listener: Arc<Listener>,
+        mut drain: ShutdownWatch,
+    ) {
+        let mut connection = Connection {
+            number: self.accepted.fetch_add(1, Ordering::Relaxed) + 1,
+            peer,
+            local,
+            listener: listener.name.clone(),
+            tls: None,
+        };
+        let client = ClientStream::new(socket, peer, Slot::take(&self.open));
+        let (stream, head) = match &listener.tls {
+            Some(acceptor) => {
+                let handshake = Box::pin(acceptor.handshake(client));
+                let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(e)) => return log::debug!("connection {}: {e}", connection.number),
+                    Err(_) => return,
+                };
+                connection.tls = Some(tls_facts(&stream));
+                stream.get_ref().identify(Arc::new(connection));
+                (Box::new(stream) as Stream, BytesMut::new())
+            }
+            None => {
+                let Some((client, head)) = open_plain(client, &listener, &mut drain).await else {
+                    return;
+                };
+                client.identify(Arc::new(connection));
+                (Box::new(client) as Stream, head)
+            }
+        };
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            self.app.process_new(stream, &drain).await;
+        } else if listener.protocols.h1 {
+            self.http1(stream, head, drain).await;
+        }
+    }
+
+    async fn http1(&self, mut stream: Stream, mut head: BytesMut, mut drain: ShutdownWatch) {
+        if head.is_empty() {
+            match next_bytes(&mut stream, HEADER_TIMEOUT, &mut drain).await {
+                Some(bytes) => head = bytes,
+                None => return stream.shutdown().await,
+            }
+        }
+        let mut pipelined: Option<HttpPersistentSettings> = None;
+        loop {
+            let mut session = ServerSession::new_http1(stream);
+            match pipelined.take() {
+                Some(settings) => settings.apply_to_session(&mut session),
+                None => session.set_pipelined_prefix(head),
+            }
+            session.set_pipelining_enabled(true);
+            // Here only the bound for the rest of the header; whether the connection persists is the request's say.
+            session.set_keepalive(Some(HEADER_TIMEOUT.as_secs()));
+            let Some(reusable) = self.app.process_new_http(session, &drain).await else { return };
+            let (idle, settings) = reusable.consume();
+            stream = idle;
+            head = BytesMut::new();
+            pipelined = settings.filter(holds_next_request);
+            if pipelined.is_none() {
+                match next_bytes(&mut stream, KEEPALIVE_TIMEOUT, &mut drain).await {
+                    Some(bytes) => head = bytes,
+                    None => return stream.shutdown().await,
+                }
+            }
+        }
+    }
+}
+
+/// Reads as much of a plain connection as tells HTTP/2 by prior knowledge from HTTP/1.
+async fn open_plain(
+    client: ClientStream,
+    listener: &Listener,
+    drain: &mut ShutdownWatch,
+) -> Option<(ClientStream, BytesMut)> {
+    let mut stream = Box::new(client) as Stream;
+    let mut head = next_bytes(&mut stream, HEADER_TIMEOUT, drain).await?;
+    if listener.protocols.h2 {
+        while head.len() < PREFACE.len() && PREFACE.starts_with(&head) {
+            head.unsplit(next_bytes(&mut stream, HEADER_TIMEOUT, drain).await?);
+        }
+    }
+    let mut client = *stream.into_any().downcast::<ClientStream>().ok()?;
+    if listener.protocols.h2 && head.starts_with(PREFACE) {
+        client.set_prior_knowledge();
+        client.unread(std::mem::take(&mut head));
+    }
+    Some((client, head))
+}
+
+/// Parks the connection until its next bytes are there. `None`: it ended, was idle for too long, or is to end.
+async fn next_bytes(
+    stream: &mut Stream,
+    limit: Duration,
+    drain: &mut ShutdownWatch,
+) -> Option<BytesMut> {
+    let draining = *drain.borrow();
+    let limit = if draining { DRAIN_LINGER } else { limit };
+    let bytes = tokio::select! {
+        biased;
+        bytes = timeout(limit, read_when_ready(stream)) => bytes,
+        _ = drain.changed(), if !draining => {
+            timeout(DRAIN_LINGER, read_when_ready(stream)).await
+        }
+    };
+    bytes.ok()?.ok().filter(|bytes| !bytes.is_empty())
+}
+
+/// Reads once, with a buffer that exists only while there is something to read.
+async fn read_when_ready(stream: &mut Stream) -> io::Result<BytesMut> {
+    poll_fn(|cx| {
+        if let Some(socket) = idle_socket(stream) {
+            ready!(socket.poll_readable(cx))?;
+        }
+        let mut bytes = BytesMut::with_capacity(HEAD_BUFFER);
+        match ready!(pin!(stream.read_buf(&mut bytes)).poll(cx)) {
+            Ok(_) => Poll::Ready(Ok(bytes)),
+            Err(e) => Poll::Ready(Err(e)),
+        }
+    })
+    .await
+}
+
+/// The socket to wait for; `None` where decrypted bytes wait already.
+fn idle_socket(stream: &Stream) -> Option<&ClientStream> {
+    let stream = stream.as_any();
+    if let Some(client) = stream.downcast_ref::<ClientStream>() {
+        return Some(client);
+    }
+    let tls = stream.downcast_ref::<SslStream<ClientStream>>()?;
+    (tls.ssl().pending() == 0).then(|| tls.get_ref())
+}
+
+fn tls_facts(stream: &SslStream<ClientStream>) -> TlsFacts {
+    let ssl = stream.ssl();
+    TlsFacts {
+        version: ssl.version_str(),
+        cipher: ssl.current_cipher().map_or("", |cipher| cipher.name()),
+        server_name: ssl
+            .servername(boring::ssl::NameType::HOST_NAME)
+            .map_or_else(String::new, str::to_ascii_lowercase),
+    }
+}
+
+/// Whether bytes of the next, pipelined request were read along with the last one. Pingora keeps them in a private
+/// field that only its `Debug` output shows; the exact version is pinned, and a test below holds it to this.
+fn holds_next_request(settings: &HttpPersistentSettings) -> bool {
+    struct Find(bool);
+    impl Write for Find {
+        fn write_str(&mut self, piece: &str) -> fmt::Result {
+            // Derived output is written in pieces: the field's name, `: `, then `None` or `Some`.
+            match piece {
+                "pipelined_prefix" => self.0 = true,
+                "Some" if self.0 => return Err(fmt::Error),
+                "None" if self.0 => self.0 = false,
+                _ => {}
+            }
+            Ok(())
+        }
+    }
+    write!(Find(false), "{settings:?}").is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_the_next_request_are_seen_in_the_settings() {
+        let (client, _) = tokio::io::duplex(16);
+        let session = ServerSession::new_http1(Box::new(client));
+        let mut settings = HttpPersistentSettings::for_session(&session);
+        assert!(!holds_next_request(&settings));
+        settings.set_pipelined_prefix(BytesMut::from("GET / HTTP/1.1\r\n\r\n"));
+        assert!(holds_next_request(&settings));
+    }
+}

@@ -1,0 +1,282 @@
+//! The byte stream of one client connection, as Pingora's HTTP engine reads and writes it.
+//!
+//! Nothing is buffered while a connection is idle. Reads go from the socket straight into the parser's buffer. Small
+//! writes (a header, chunk framing) are held back until a body or a flush follows, so that an answer leaves in one
+//! segment and one system call; the buffer is given back as soon as it is empty.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Writes below this size wait for what follows; larger ones leave together with what waits, uncopied.
+const SMALL_WRITE: usize = 4096;
+
+/// Facts that all requests of one connection share.
+#[derive(Debug, Default)]
+pub struct Connection {
+    /// Number of the connection within this process, from 1 (nginx's `$connection`).
+    pub number: u64,
+    /// The other end; `None` on a unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Our end; `None` on a unix socket.
+    pub local: Option<SocketAddr>,
+    /// Name of the listener in the configuration.
+    pub listener: Arc<str>,
+    /// What the TLS handshake agreed on; `None` on a plain connection.
+    pub tls: Option<TlsFacts>,
+}
+
+#[derive(Debug, Default)]
+pub struct TlsFacts {
+    /// Such as `TLSv1.3`.
+    pub version: &'static str,
+    pub cipher: &'static str,
+    /// Server name that the client asked for, lower case; empty when it named none.
+    pub server_name: String,
+}
+
+impl Connection {
+    /// The connection that a session's digest belongs to.
+    pub fn of(digest: Option<&pingora::protocols::Digest>) -> Option<Arc<Connection>> {
+        let facts = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
+        facts.downcast_ref::<Arc<Connection>>().cloned()
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct ClientStream {
+    socket: Socket,
+    /// Bytes that were read to tell the protocol; they are read again first.
+    unread: BytesMut,
+    /// Bytes accepted for writing that the socket does not have yet.
+    unsent: BytesMut,
+    /// Whether the client opened with HTTP/2's preface on a plain listener.
+    prior_knowledge: bool,
+    digest: Arc<SocketDigest>,
+    /// Pingora's slot for what an application knows of a connection: the only one that reaches HTTP/2 requests.
+    facts: OnceLock<Arc<ProxyDigest>>,
+    _slot: Slot,
+}
+
+/// One connection that is open, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    pub(super) fn take(open: &Arc<AtomicUsize>) -> Slot {
+        open.fetch_add(1, Ordering::Relaxed);
+        Slot(open.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl ClientStream {
+    pub(super) fn new(socket: Socket, peer: Option<SocketAddr>, slot: Slot) -> ClientStream {
+        let fd = match &socket {
+            Socket::Tcp(socket) => socket.as_raw_fd(),
+            Socket::Unix(socket) => socket.as_raw_fd(),
+        };
+        let digest = SocketDigest::from_raw_fd(fd);
+        // Known from accept(2): saves a getpeername(2) for each request.
+        let _ = digest.peer_addr.set(peer.map(Into::into));
+        ClientStream {
+            socket,
+            unread: BytesMut::new(),
+            unsent: BytesMut::new(),
+            prior_knowledge: false,
+            digest: Arc::new(digest),
+            facts: OnceLock::new(),
+            _slot: slot,
+        }
+    }
+
+    pub(super) fn identify(&self, connection: Arc<Connection>) {
+        let no_response = Box::new(
+            ResponseHeader::build_no_case(http::StatusCode::OK, Some(0)).expect("200 is a status"),
+        );
+        let facts = ProxyDigest::new(no_response, Some(Box::new(connection)));
+        let _ = self.facts.set(Arc::new(facts));
+    }
+
+    pub(super) fn set_prior_knowledge(&mut self) {
+        self.prior_knowledge = true;
+    }
+
+    /// Gives bytes back, to be read again.
+    pub(super) fn unread(&mut self, bytes: BytesMut) {
+        self.unread = bytes;
+    }
+
+    /// Ready when there is something to read, or the end.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        match &self.socket {
+            Socket::Tcp(socket) => socket.poll_read_ready(cx),
+            Socket::Unix(socket) => socket.poll_read_ready(cx),
+        }
+    }
+
+    /// Writes what waits, then `more`; ready with how much of `more` the socket took, once nothing waits.
+    fn poll_send(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let waiting = self.unsent.len();
+            let parts = [IoSlice::new(&self.unsent), IoSlice::new(more)];
+            let parts = if waiting == 0 { &parts[1..] } else { &parts[..] };
+            let sent = ready!(self.socket.poll_write_vectored(cx, parts))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if sent >= waiting {
+                self.unsent = BytesMut::new();
+                if sent > waiting || more.is_empty() {
+                    return Poll::Ready(Ok(sent - waiting));
+                }
+            } else {
+                self.unsent.advance(sent);
+            }
+        }
+    }
+}
+
+impl Socket {
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
+            Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, parts),
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let n = self.unread.len().min(buf.remaining());
+            buf.put_slice(&self.unread.split_to(n));
+            if self.unread.is_empty() {
+                self.unread = BytesMut::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if self.unsent.len() + bytes.len() <= SMALL_WRITE {
+            if self.unsent.capacity() == 0 {
+                self.unsent.reserve(SMALL_WRITE);
+            }
+            self.unsent.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        self.poll_send(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unsent.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_send(cx, &[]).map_ok(|_| ())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        match &mut self.socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        // The client may be gone already; there is nobody to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> UniqueIDType {
+        match &self.socket {
+            Socket::Tcp(socket) => socket.as_raw_fd(),
+            Socket::Unix(socket) => socket.as_raw_fd(),
+        }
+    }
+}
+
+impl Ssl for ClientStream {
+    /// How Pingora is told to speak HTTP/2 without TLS: as if ALPN had chosen it.
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.prior_knowledge.then_some(ALPN::H2)
+    }
+}
+
+#[async_trait]
+impl Peek for ClientStream {}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.facts.get().cloned()
+    }
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.digest.clone())
+    }
+}

@@ -1,0 +1,162 @@
+//! Certificates with their keys: from files, or made for development.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use boring::error::ErrorStack;
+use boring::hash::MessageDigest;
+use boring::pkey::{PKey, Private};
+use boring::ssl::SslRef;
+use boring::x509::X509;
+
+/// A certificate chain with the key of its first certificate.
+pub struct CertifiedKey {
+    leaf: X509,
+    intermediates: Vec<X509>,
+    key: PKey<Private>,
+    /// Names that the certificate is for, lower case, perhaps with `*.`.
+    names: Vec<String>,
+}
+
+impl fmt::Debug for CertifiedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertifiedKey").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// Why a pair of files is no certificate with its key.
+pub enum LoadError {
+    /// The certificate's file, or what is in it.
+    Cert(String),
+    /// The key's file, or what is in it.
+    Key(String),
+    /// Both are right, but not of each other.
+    Mismatch,
+}
+
+impl CertifiedKey {
+    /// # Errors
+    /// When a file is unreadable or not PEM, or the key is another certificate's.
+    pub fn load(cert: &Path, key: &Path) -> Result<CertifiedKey, LoadError> {
+        let pem = read(cert).map_err(LoadError::Cert)?;
+        let mut chain = X509::stack_from_pem(&pem)
+            .map_err(|_| LoadError::Cert("not a PEM certificate".to_owned()))?
+            .into_iter();
+        let leaf =
+            chain.next().ok_or_else(|| LoadError::Cert("no certificate in it".to_owned()))?;
+        let pem = read(key).map_err(LoadError::Key)?;
+        // An empty passphrase: without a callback the library would ask on the terminal.
+        let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).map_err(|_| {
+            LoadError::Key("not a PEM private key (or an encrypted one)".to_owned())
+        })?;
+        let fits = leaf.public_key().is_ok_and(|public| public.public_eq(&key));
+        if !fits {
+            return Err(LoadError::Mismatch);
+        }
+        let names = names(&leaf);
+        Ok(CertifiedKey { leaf, intermediates: chain.collect(), key, names })
+    }
+
+    /// Makes a certificate for `hosts` that nobody vouches for.
+    ///
+    /// # Errors
+    /// When the library fails, which means that it is out of memory or randomness.
+    pub fn self_signed(hosts: &[String]) -> Result<CertifiedKey, ErrorStack> {
+        use boring::nid::Nid;
+        use boring::{asn1::Asn1Time, bn::BigNum, bn::MsbOption};
+        use boring::{ec, x509};
+        let curve = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+        let key = PKey::from_ec_key(ec::EcKey::generate(&curve)?)?;
+        let mut name = x509::X509NameBuilder::new()?;
+        name.append_entry_by_nid(Nid::COMMONNAME, "weir self-signed")?;
+        let name = name.build();
+        let mut serial = BigNum::new()?;
+        serial.rand(127, MsbOption::MAYBE_ZERO, false)?;
+        let mut builder = X509::builder()?;
+        builder.set_version(2)?;
+        builder.set_serial_number(serial.to_asn1_integer()?.as_ref())?;
+        builder.set_subject_name(&name)?;
+        builder.set_issuer_name(&name)?;
+        builder.set_not_before(Asn1Time::days_from_now(0)?.as_ref())?;
+        builder.set_not_after(Asn1Time::days_from_now(365)?.as_ref())?;
+        builder.set_pubkey(&key)?;
+        let mut alternatives = x509::extension::SubjectAlternativeName::new();
+        for host in hosts {
+            match host.parse::<IpAddr>() {
+                Ok(ip) => alternatives.ip(&ip.to_string()),
+                Err(_) => alternatives.dns(host),
+            };
+        }
+        let alternatives = alternatives.build(&builder.x509v3_context(None, None))?;
+        builder.append_extension(&alternatives)?;
+        builder.sign(&key, MessageDigest::sha256())?;
+        let leaf = builder.build();
+        let names = names(&leaf);
+        Ok(CertifiedKey { leaf, intermediates: Vec::new(), key, names })
+    }
+
+    /// Whether the certificate is for this name (lower case).
+    pub fn covers(&self, name: &str) -> bool {
+        let parent = name.split_once('.').map(|(_, parent)| parent);
+        self.names.iter().any(|own| match own.strip_prefix("*.") {
+            Some(suffix) => parent == Some(suffix),
+            None => own == name,
+        })
+    }
+
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Makes a handshake use this certificate.
+    pub(super) fn present(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
+        ssl.set_certificate(&self.leaf)?;
+        for certificate in &self.intermediates {
+            ssl.add_chain_cert(certificate)?;
+        }
+        ssl.set_private_key(&self.key)
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(file).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => format!("no such file: `{}`", file.display()),
+        _ => format!("cannot read `{}`: {e}", file.display()),
+    })
+}
+
+fn names(certificate: &X509) -> Vec<String> {
+    let Some(alternatives) = certificate.subject_alt_names() else { return Vec::new() };
+    alternatives
+        .iter()
+        .filter_map(|name| {
+            if let Some(dns) = name.dnsname() {
+                return Some(dns.to_ascii_lowercase());
+            }
+            match name.ipaddress()? {
+                v4 if v4.len() == 4 => <[u8; 4]>::try_from(v4).ok().map(IpAddr::from),
+                v6 => <[u8; 16]>::try_from(v6).ok().map(IpAddr::from),
+            }
+            .map(|ip| ip.to_string())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_self_signed_certificate_covers_its_hosts() {
+        let hosts = ["localhost", "*.shop.example", "127.0.0.1"].map(str::to_owned);
+        let certificate = CertifiedKey::self_signed(&hosts).unwrap();
+        for name in ["localhost", "www.shop.example", "127.0.0.1"] {
+            assert!(certificate.covers(name), "{name}");
+        }
+        for name in ["shop.example", "a.b.shop.example", "example", ""] {
+            assert!(!certificate.covers(name), "{name}");
+        }
+    }
+}
