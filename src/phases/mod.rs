@@ -1,1 +1,396 @@
-//! (placeholder)
+//! The life of a request: weir's only `impl ProxyHttp`, its methods in the order in which Pingora calls them.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use async_trait::async_trait;
+use http::{StatusCode, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::protocols::http::ServerSession;
+use pingora::server::configuration::ServerConf;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, Result};
+use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
+
+use crate::exchange::vars::View;
+use crate::exchange::{Cx, Failure, Reply};
+use crate::filter::{Chain, Flow};
+use crate::handler::Handler;
+use crate::handler::proxy::Attempts;
+use crate::http::{forwarded, host, path};
+use crate::net::Connection;
+use crate::router::{RequestFacts, Route};
+use crate::runtime::{Live, Snapshot};
+
+mod companion;
+mod send;
+mod status;
+
+pub use companion::Companion;
+
+/// How long a client may take nothing of an answer (nginx: `send_timeout`).
+const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long an idle HTTP/2 connection is kept (nginx: `keepalive_timeout`).
+const H2_IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(75);
+
+/// weir, as Pingora sees it.
+pub struct Weir {
+    live: Arc<Live>,
+    /// Stands for the connection until a request tells its own.
+    nowhere: Arc<Connection>,
+}
+
+/// Makes Pingora's HTTP engine around [`Weir`].
+pub fn proxy(conf: &Arc<ServerConf>, live: Arc<Live>) -> HttpProxy<Weir> {
+    let mut proxy = http_proxy(conf, Weir { live, nowhere: Arc::default() });
+    let mut options = pingora::apps::HttpServerOptions::default();
+    options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
+    proxy.server_options = Some(options);
+    proxy
+}
+
+/// One request on its way through the phases, under one snapshot.
+pub struct Exchange {
+    snapshot: Arc<Snapshot>,
+    cx: Cx,
+    /// What routing came to.
+    chosen: Chosen,
+    /// The tries to get an answer from a backend.
+    attempts: Attempts,
+}
+
+enum Chosen {
+    Route(Arc<Route>),
+    /// No route; the policies that its answer gets all the same.
+    Nothing(Arc<Chain>),
+}
+
+impl Exchange {
+    fn chain(&self) -> &Chain {
+        match &self.chosen {
+            Chosen::Route(route) => &route.chain,
+            Chosen::Nothing(chain) => chain,
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Weir {
+    type CTX = Exchange;
+
+    /// None: Pingora's own compression module would cost every request a look at `Accept-Encoding`.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    fn new_ctx(&self) -> Exchange {
+        let snapshot = self.live.load();
+        Exchange {
+            cx: Cx::new(Instant::now(), self.nowhere.clone()),
+            chosen: Chosen::Nothing(snapshot.router.chain.clone()),
+            attempts: Attempts::default(),
+            snapshot,
+        }
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        if let Some(connection) = Connection::of(session.digest()) {
+            x.cx.connection = connection;
+        }
+        x.cx.request_length = request_length(session.as_downstream());
+        if let Err(failure) = route(session.req_header(), x) {
+            x.cx.failure = Some(failure);
+        }
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
+        let reply = match answer(session.req_header(), x).await {
+            Some(reply) => reply,
+            None => return Ok(false),
+        };
+        send::reply(session.as_downstream_mut(), x, reply).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        x: &mut Exchange,
+    ) -> Result<Box<HttpPeer>> {
+        let Chosen::Route(route) = &x.chosen else { return Err(internal("no route to proxy")) };
+        let Handler::Proxy(proxy) = &route.handler else { return Err(internal("not a proxy")) };
+        proxy.peer(&mut x.attempts, &mut x.cx, Instant::now())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        x: &mut Exchange,
+        e: Box<Error>,
+    ) -> Box<Error> {
+        x.attempts.fail_to_connect(&mut x.cx, e, Instant::now())
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        _digest: Option<&pingora::protocols::Digest>,
+        x: &mut Exchange,
+    ) -> Result<()> {
+        x.attempts.connected(&mut x.cx, Instant::now());
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        x: &mut Exchange,
+    ) -> Result<()> {
+        let trusted = x.is_trusted();
+        crate::handler::proxy::prepare(&x.cx, session.req_header(), upstream, trusted)?;
+        let chain = x.chain();
+        chain.upstream(&x.cx, session.req_header(), upstream, SystemTime::now());
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        x: &mut Exchange,
+    ) -> Result<()> {
+        x.attempts.header(&mut x.cx, response, Instant::now());
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        x: &mut Exchange,
+    ) -> Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS
+        {
+            return Ok(());
+        }
+        crate::handler::proxy::clean(response);
+        send::finish_header(session.req_header(), response, x);
+        Ok(())
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        e: Box<Error>,
+        x: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        let replayable = session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated()
+            && session.response_written().is_none();
+        x.attempts.error_while_proxy(&mut x.cx, e, replayable, reused, Instant::now())
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        e: &Error,
+        x: &mut Exchange,
+    ) -> FailToProxy {
+        let failure = *x.cx.failure.get_or_insert_with(|| crate::handler::proxy::failure_of(e));
+        report(session.req_header(), &x.cx, failure, e);
+        if session.response_written().is_none() && failure.reaches_client() {
+            let reply = send::failure(failure, session.req_header());
+            // The client may be gone by now; there is nobody else to tell.
+            let _ = send::reply(session.as_downstream_mut(), x, reply).await;
+        }
+        FailToProxy { error_code: failure.status(), can_reuse_downstream: false }
+    }
+
+    /// Reported already, with what weir knows of it.
+    fn suppress_error_log(&self, _session: &Session, _x: &Exchange, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _x: &Exchange,
+        _error: &Error,
+        _context: pingora_proxy::ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, x: &mut Exchange) {
+        x.attempts.end(&mut x.cx, Instant::now());
+        if let (Some(e), None) = (e, x.cx.failure) {
+            x.cx.failure = Some(crate::handler::proxy::failure_of(e));
+        }
+        log(session.as_downstream(), &x.snapshot, &mut x.cx);
+    }
+}
+
+/// Finds out whose request this is and where it is to go.
+fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), Failure> {
+    let cx = &mut x.cx;
+    cx.client = client(request, cx, &x.snapshot);
+    let authority = match request.uri.authority() {
+        Some(authority) => authority.as_str().as_bytes(),
+        None => request.headers.get(header::HOST).map_or(&b""[..], |host| host.as_bytes()),
+    };
+    host::normalise_into(authority, &mut cx.host).map_err(|_| Failure::BadRequest)?;
+    path::normalise_into(request.uri.path(), &mut cx.path).map_err(|_| Failure::BadRequest)?;
+    let secure = cx.connection.tls.is_some();
+    let site = x
+        .snapshot
+        .router
+        .find_site(&cx.connection.listener, &cx.host)
+        .ok_or(Failure::NoSite { secure })?;
+    cx.site = Some(site.name.clone());
+    let facts = RequestFacts {
+        method: &request.method,
+        path: &cx.path,
+        headers: &request.headers,
+        query: request.uri.query(),
+        client: cx.client,
+    };
+    match site.find_route(&facts, &mut cx.captures) {
+        Some(route) => {
+            x.chosen = Chosen::Route(route.clone());
+            Ok(())
+        }
+        None => {
+            x.chosen = Chosen::Nothing(site.chain.clone());
+            Err(Failure::NoRoute)
+        }
+    }
+}
+
+/// The client's address: the peer, or whom a trusted proxy names.
+fn client(
+    request: &RequestHeader,
+    cx: &Cx,
+    snapshot: &Snapshot,
+) -> Option<std::net::IpAddr> {
+    let peer = cx.connection.peer.map(|peer| peer.ip().to_canonical());
+    if snapshot.trusted_proxies.is_empty() {
+        return peer;
+    }
+    let trusted = |ip| snapshot.trusted_proxies.iter().any(|range| range.contains(ip));
+    forwarded::client(peer?, &request.headers, trusted).into()
+}
+
+/// The answer that needs no backend; `None` when the request is to be proxied.
+async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
+    if let Some(failure) = x.cx.failure {
+        return Some(send::failure(failure, request));
+    }
+    let Chosen::Route(route) = &x.chosen else { return None };
+    let route = route.clone();
+    let wall = SystemTime::now();
+    let outcome = match route.chain.request(&mut x.cx, request, wall).await {
+        Flow::Continue => act(&route, request, x, wall).await,
+        Flow::Reply(reply) => Ok(Some(reply)),
+        Flow::Fail(failure) => Err(failure),
+    };
+    outcome.unwrap_or_else(|failure| {
+        x.cx.failure = Some(failure);
+        Some(send::failure(failure, request))
+    })
+}
+
+async fn act(
+    route: &Route,
+    request: &RequestHeader,
+    x: &Exchange,
+    wall: SystemTime,
+) -> std::result::Result<Option<Reply>, Failure> {
+    let view = View { cx: &x.cx, request, response: None, wall };
+    match &route.handler {
+        // Told here, before a backend is chosen, the client keeps its connection.
+        Handler::Proxy(proxy) if proxy.pool.is_down() => Err(Failure::PoolDown),
+        Handler::Proxy(_) => Ok(None),
+        Handler::Files(files) => {
+            let (method, headers) = (&request.method, &request.headers);
+            Ok(Some(files.serve(method, headers, &x.cx.path, request.uri.query())))
+        }
+        Handler::Redirect(redirect) => redirect.reply(&view).map(Some),
+        Handler::Respond(respond) => respond.reply(&view).map(Some),
+        Handler::Status => Ok(Some(status::reply(&x.snapshot))),
+    }
+}
+
+impl Exchange {
+    /// Whether the peer may say whom it speaks for.
+    fn is_trusted(&self) -> bool {
+        let ranges = &self.snapshot.trusted_proxies;
+        let peer = self.cx.connection.peer.map(|peer| peer.ip().to_canonical());
+        !ranges.is_empty()
+            && peer.is_some_and(|peer| ranges.iter().any(|range| range.contains(peer)))
+    }
+}
+
+/// One line for the operator about a request that weir ended.
+fn report(request: &RequestHeader, cx: &Cx, failure: Failure, e: &Error) {
+    let level = match failure {
+        Failure::ClientClosed | Failure::ClientTimeout | Failure::BadRequest => log::Level::Info,
+        _ => log::Level::Warn,
+    };
+    log::log!(
+        level,
+        "{}: {} {}{} from {}: {e}",
+        failure.word(),
+        request.method,
+        cx.host,
+        request.uri.path(),
+        cx.client.map_or_else(|| "unix".to_owned(), |ip| ip.to_string()),
+    );
+}
+
+/// The last thing that happens to a request: its line in the access log.
+fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx) {
+    let Some(access) = &snapshot.log.access else { return };
+    let response = session.response_written();
+    cx.ended = Some(Instant::now());
+    cx.status = match (response, cx.failure) {
+        (Some(response), _) => response.status.as_u16(),
+        (None, Some(failure)) => failure.status(),
+        (None, None) => 0,
+    };
+    cx.body_bytes_sent = session.body_bytes_sent() as u64;
+    cx.bytes_sent = cx.body_bytes_sent + response.map_or(0, header_length);
+    cx.request_length += session.body_bytes_read() as u64;
+    let request = session.req_header();
+    access.log(&View { cx, request, response, wall: SystemTime::now() });
+}
+
+/// Bytes of the request's header, as sent on HTTP/1; what it would have been there on HTTP/2.
+fn request_length(session: &ServerSession) -> u64 {
+    if let Some(http1) = session.as_http1() {
+        return http1.get_headers_raw_bytes().len() as u64;
+    }
+    let request = session.req_header();
+    let line = request.method.as_str().len() + request.raw_path().len() + " HTTP/1.1\r\n\r\n".len();
+    line as u64 + fields_length(&request.headers)
+}
+
+fn header_length(response: &ResponseHeader) -> u64 {
+    let reason = response.status.canonical_reason().map_or(0, str::len);
+    ("HTTP/1.1 200 \r\n\r\n".len() + reason) as u64 + fields_length(&response.headers)
+}
+
+fn fields_length(fields: &http::HeaderMap) -> u64 {
+    fields.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+}
+
+fn internal(what: &'static str) -> Box<Error> {
+    Error::explain(pingora::ErrorType::InternalError, what)
+}

@@ -1,0 +1,263 @@
+//! `proxy`: passes the request on to a pool.
+//!
+//! Pingora asks for a peer, connects, sends and receives; here stands what weir decides meanwhile: which member is
+//! next, when another try is safe, and what a failure means for the client.
+//!
+//! Each member is tried at most once per request, with one exception: a kept connection that turns out to be closed
+//! says nothing about its member, which then gets a second try on a new connection.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderName, HeaderValue, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::build::Build;
+use crate::exchange::cx::Try;
+use crate::exchange::{Cx, Failure};
+use crate::http::{forwarded, hop};
+use crate::issue::At;
+use crate::pool::{InFlight, Pick, Pool, Tried};
+use crate::value::FromShort;
+
+/// Where to pass the request; `proxy: NAME` is short for `proxy: { pool: NAME }`. nginx: `proxy_pass`.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the pool.
+    pub pool: String,
+}
+
+impl FromShort for Config {
+    fn from_short(pool: &str) -> std::result::Result<Config, String> {
+        Ok(Config { pool: pool.to_owned() })
+    }
+}
+
+impl Config {
+    pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Proxy> {
+        let pool = b.pool(&at.key("pool"), &self.pool)?;
+        Some(Proxy { pool })
+    }
+}
+
+#[derive(Debug)]
+pub struct Proxy {
+    pub pool: Arc<Pool>,
+}
+
+/// The tries of one request to get an answer from the members of a pool.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    tried: Tried,
+    /// The member of the current try, counted as in flight there.
+    member: Option<InFlight>,
+    /// Whether the next try is the same member's, on a new connection.
+    again: bool,
+}
+
+/// What the key of the pool of idle connections is changed by, so that none of those is taken.
+const FRESH: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Proxy {
+    /// The peer for the next try.
+    ///
+    /// # Errors
+    /// When no member is left to try.
+    pub fn peer(
+        &self,
+        attempts: &mut Attempts,
+        cx: &mut Cx,
+        now: Instant,
+    ) -> Result<Box<HttpPeer>> {
+        let again = std::mem::take(&mut attempts.again);
+        if !again {
+            attempts.member = match self.pool.pick(&mut attempts.tried) {
+                Pick::Member(member) => Some(member.begin()),
+                Pick::Exhausted => None,
+                Pick::Down => {
+                    cx.failure = Some(Failure::PoolDown);
+                    None
+                }
+            };
+        }
+        let Some(member) = &attempts.member else {
+            let why = format!("no member of pool `{}` is left to try", self.pool.name());
+            return Err(Error::explain(ErrorType::ConnectError, why).into_up());
+        };
+        let mut peer = member.peer();
+        if again {
+            peer.group_key ^= FRESH;
+        }
+        cx.failure = None;
+        cx.tries.push(Try {
+            backend: member.backend().clone(),
+            started: now,
+            connect: None,
+            header: None,
+            response: None,
+            status: 0,
+        });
+        Ok(peer)
+    }
+}
+
+impl Attempts {
+    pub fn connected(&mut self, cx: &mut Cx, now: Instant) {
+        if let Some(this) = cx.tries.last_mut() {
+            this.connect = Some(now - this.started);
+        }
+    }
+
+    /// The member's final header is there.
+    pub fn header(&mut self, cx: &mut Cx, response: &ResponseHeader, now: Instant) {
+        if let Some(this) = cx.tries.last_mut() {
+            this.header = Some(now - this.started);
+            this.status = response.status.as_u16();
+        }
+    }
+
+    /// No connection to the member: another one is tried, for no byte of the request was sent.
+    pub fn fail_to_connect(&mut self, cx: &mut Cx, mut e: Box<Error>, now: Instant) -> Box<Error> {
+        self.failed(cx, failure_of(&e), now);
+        e.set_retry(true);
+        e
+    }
+
+    /// A connection that stood failed, before or in the middle of the answer.
+    pub fn error_while_proxy(
+        &mut self,
+        cx: &mut Cx,
+        mut e: Box<Error>,
+        replayable: bool,
+        reused: bool,
+        now: Instant,
+    ) -> Box<Error> {
+        if *e.esource() == ErrorSource::Downstream {
+            e.set_retry(false);
+            return e;
+        }
+        e.retry.decide_reuse(reused);
+        let again = replayable && e.retry();
+        e.set_retry(again);
+        if again {
+            self.again = true;
+        } else {
+            self.failed(cx, failure_of(&e), now);
+        }
+        e
+    }
+
+    /// The request is over: the member is free for others.
+    pub fn end(&mut self, cx: &mut Cx, now: Instant) {
+        self.member = None;
+        if let Some(this) = cx.tries.last_mut()
+            && this.response.is_none()
+            && this.header.is_some()
+        {
+            this.response = Some(now - this.started);
+        }
+    }
+
+    fn failed(&mut self, cx: &mut Cx, failure: Failure, now: Instant) {
+        if let Some(member) = self.member.take() {
+            member.failed();
+        }
+        if let Some(this) = cx.tries.last_mut() {
+            this.status = failure.status();
+            this.response = Some(now - this.started);
+        }
+        cx.failure = Some(failure);
+    }
+}
+
+/// What a failure inside Pingora is for the client and the log.
+pub fn failure_of(e: &Error) -> Failure {
+    use ErrorType::{
+        ConnectTimedout, H1Error, H2Error, InvalidHTTPHeader, ReadTimedout, TLSHandshakeTimedout,
+        WriteTimedout,
+    };
+    match (e.esource(), e.etype()) {
+        (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Failure::ClientTimeout,
+        (ErrorSource::Downstream, InvalidHTTPHeader) => Failure::BadRequest,
+        (ErrorSource::Downstream, _) => Failure::ClientClosed,
+        (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout) => {
+            Failure::UpstreamConnectTimeout
+        }
+        (ErrorSource::Upstream, ReadTimedout | WriteTimedout) => Failure::UpstreamTimeout,
+        (ErrorSource::Upstream, InvalidHTTPHeader | H1Error | H2Error) => Failure::UpstreamProtocol,
+        (ErrorSource::Upstream, kind) if is_connecting(kind) => Failure::UpstreamConnect,
+        (ErrorSource::Upstream, _) => Failure::UpstreamReset,
+        _ => Failure::Internal,
+    }
+}
+
+fn is_connecting(kind: &ErrorType) -> bool {
+    use ErrorType::{
+        BindError, ConnectError, ConnectNoRoute, ConnectRefused, InvalidCert, SocketError,
+        TLSHandshakeFailure,
+    };
+    matches!(
+        kind,
+        BindError
+            | ConnectError
+            | ConnectNoRoute
+            | ConnectRefused
+            | InvalidCert
+            | SocketError
+            | TLSHandshakeFailure
+    )
+}
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Makes the client's header one for a backend: hop-by-hop fields out, forwarding fields in, the path as rewritten.
+///
+/// # Errors
+/// When a value cannot stand in a header, which no value from a parsed request can cause.
+pub fn prepare(
+    cx: &Cx,
+    request: &RequestHeader,
+    upstream: &mut RequestHeader,
+    trusted: bool,
+) -> Result<()> {
+    if let Some(target) = &cx.target {
+        upstream.set_raw_path(target.as_bytes())?;
+    }
+    hop::remove_from_request(upstream);
+    if let Some(host) = host_of(request) {
+        upstream.insert_header(header::HOST, host.clone())?;
+        if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {
+            upstream.insert_header(X_FORWARDED_HOST, host)?;
+        }
+    }
+    if !(trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
+        let scheme = HeaderValue::from_static(cx.scheme());
+        upstream.insert_header(X_FORWARDED_PROTO, scheme)?;
+    }
+    let peer = cx.connection.peer.map(|peer| peer.ip().to_canonical());
+    match forwarded::forwarded_for(peer, &request.headers, trusted) {
+        Some(value) => upstream.insert_header(X_FORWARDED_FOR, value)?,
+        None => drop(upstream.remove_header(&X_FORWARDED_FOR)),
+    }
+    Ok(())
+}
+
+/// The host as the client named it: HTTP/2 says it in `:authority`.
+fn host_of(request: &RequestHeader) -> Option<HeaderValue> {
+    if let Some(host) = request.headers.get(header::HOST) {
+        return Some(host.clone());
+    }
+    HeaderValue::from_str(request.uri.authority()?.as_str()).ok()
+}
+
+/// Takes out of a backend's header what is between it and weir only.
+pub fn clean(response: &mut ResponseHeader) {
+    hop::remove_from_response(response);
+}

@@ -1,0 +1,101 @@
+//! The companion service: files on listeners of their own, without the proxy's phases around them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use http::header;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+
+use super::{H2_IDLE_TIMEOUT, WRITE_TIMEOUT, send};
+use crate::exchange::{Cx, Failure, Reply};
+use crate::http::{host, path};
+use crate::net::Connection;
+use crate::runtime::{Live, Snapshot};
+
+/// The `static:` entries, as Pingora sees them.
+pub struct Companion {
+    live: Arc<Live>,
+    options: HttpServerOptions,
+    /// Stands for the connection where a request tells none.
+    nowhere: Arc<Connection>,
+}
+
+impl Companion {
+    pub fn new(live: Arc<Live>) -> Companion {
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
+        Companion { live, options, nowhere: Arc::default() }
+    }
+}
+
+#[async_trait]
+impl HttpServerApp for Companion {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        match session.read_request().await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(e) => {
+                if matches!(e.etype, pingora::ErrorType::InvalidHTTPHeader) {
+                    let _ = session.respond_error(400).await;
+                }
+                session.shutdown().await;
+                return None;
+            }
+        }
+        if *shutdown.borrow() {
+            session.set_keepalive(None);
+        }
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        let snapshot = self.live.load();
+        let connection = Connection::of(session.digest()).unwrap_or_else(|| self.nowhere.clone());
+        let mut cx = Cx::new(Instant::now(), connection);
+        cx.request_length = super::request_length(&session);
+        let Reply { mut head, body } = answer(&session, &mut cx, &snapshot);
+        send::set_server(&mut head);
+        let sent = match send::set_length(&mut head, &body) {
+            Ok(()) => send::write(&mut session, head, body).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = &sent {
+            log::debug!("{}: {e}", session.request_summary());
+            cx.failure = Some(Failure::ClientClosed);
+        }
+        super::log(&session, &snapshot, &mut cx);
+        if let Err(e) = sent {
+            session.on_proxy_failure(e);
+            return None;
+        }
+        let settings = HttpPersistentSettings::for_session(&session);
+        let idle = session.finish().await.ok()??;
+        Some(ReusedHttpStream::from_reusable_stream(idle, settings))
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
+
+fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
+    let request = session.req_header();
+    let authority = request.headers.get(header::HOST).map_or(&b""[..], |host| host.as_bytes());
+    let understood = host::normalise_into(authority, &mut cx.host).is_ok()
+        && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();
+    if !understood {
+        cx.failure = Some(Failure::BadRequest);
+        return send::failure(Failure::BadRequest, request);
+    }
+    match snapshot.statics.get(&cx.connection.listener) {
+        Some(files) => files.serve(&request.method, &request.headers, &cx.path, request.uri.query()),
+        None => {
+            cx.failure = Some(Failure::NoRoute);
+            send::failure(Failure::NoRoute, request)
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The one door out: every answer that weir makes itself is written here.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, StatusCode, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
+use pingora::{Error, ErrorType, OrErr, Result};
+
+use super::Exchange;
+use crate::exchange::{Body, Failure, Reply};
+use crate::http::accept;
+
+const SERVER: HeaderValue = HeaderValue::from_static("weir");
+/// How much of a file is in memory at a time for one answer.
+const FILE_CHUNK: usize = 256 * 1024;
+
+/// Writes an answer, with the policies that its route has for answers.
+pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Reply) -> Result<()> {
+    let Reply { mut head, body } = reply;
+    set_length(&mut head, &body)?;
+    finish_header(session.req_header(), &mut head, x);
+    write(session, head, body).await
+}
+
+/// What the header of every answer gets last, whoever made it.
+pub(super) fn finish_header(request: &RequestHeader, head: &mut ResponseHeader, x: &Exchange) {
+    // As nginx: what software a backend runs is nobody's business. A `headers` policy can say otherwise.
+    set_server(head);
+    x.chain().response(&x.cx, request, head, SystemTime::now());
+}
+
+pub(super) fn set_server(head: &mut ResponseHeader) {
+    // A static value under a static name cannot be refused.
+    let _ = head.insert_header(header::SERVER, SERVER);
+}
+
+pub(super) fn set_length(head: &mut ResponseHeader, body: &Body) -> Result<()> {
+    let has_none = head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED;
+    if !has_none && !head.headers.contains_key(header::CONTENT_LENGTH) {
+        head.insert_header(header::CONTENT_LENGTH, body.length())?;
+    }
+    Ok(())
+}
+
+/// Writes header and body; the body is left out where the request wants none.
+pub(super) async fn write(
+    session: &mut ServerSession,
+    head: Box<ResponseHeader>,
+    body: Body,
+) -> Result<()> {
+    let head_only = session.req_header().method == Method::HEAD;
+    session.write_response_header(head).await?;
+    match body {
+        _ if head_only => {}
+        Body::Empty => {}
+        Body::Bytes(bytes) => session.write_response_body(bytes, false).await?,
+        Body::File { file, start, length } => write_file(session, file, start, length).await?,
+    }
+    session.finish_body().await
+}
+
+/// Sends a part of a file, a chunk at a time; reading happens off the worker, which a slow disk must not stop.
+async fn write_file(
+    session: &mut ServerSession,
+    file: Arc<std::fs::File>,
+    mut at: u64,
+    length: u64,
+) -> Result<()> {
+    let end = at + length;
+    while at < end {
+        let size = FILE_CHUNK.min(usize::try_from(end - at).unwrap_or(FILE_CHUNK));
+        let chunk = read_chunk(file.clone(), at, size).await?;
+        at += chunk.len() as u64;
+        session.write_response_body(chunk, false).await?;
+    }
+    Ok(())
+}
+
+async fn read_chunk(file: Arc<std::fs::File>, at: u64, size: usize) -> Result<Bytes> {
+    let read = move || {
+        let mut chunk = BytesMut::zeroed(size);
+        let n = file.read_at(&mut chunk, at)?;
+        chunk.truncate(n);
+        std::io::Result::Ok(chunk.freeze())
+    };
+    let chunk = tokio::task::spawn_blocking(read)
+        .await
+        .or_err(ErrorType::InternalError, "reading a file")?
+        .or_err(ErrorType::FileReadError, "reading a file")?;
+    if chunk.is_empty() {
+        // The length was promised already: the client must see that this is not all.
+        return Error::e_explain(ErrorType::FileReadError, "the file became shorter");
+    }
+    Ok(chunk)
+}
+
+/// The small page for a request that weir ended: JSON for clients that prefer it, HTML for all others.
+pub(super) fn failure(failure: Failure, request: &RequestHeader) -> Reply {
+    error_page(failure.status(), request)
+}
+
+fn error_page(status: u16, request: &RequestHeader) -> Reply {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let code = status.as_u16();
+    let reason = status.canonical_reason().unwrap_or("Error");
+    let (body, kind) = if accept::prefers_json(&request.headers) {
+        (format!("{{\"status\":{code},\"error\":\"{reason}\"}}\n"), "application/json")
+    } else {
+        let page = format!(
+            "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
+             <meta name=\"color-scheme\" content=\"light dark\"><title>{code} {reason}</title>\n\
+             <h1>{code} {reason}</h1>\n<hr>weir</html>\n"
+        );
+        (page, "text/html; charset=utf-8")
+    };
+    let mut reply = Reply::new(status, Body::Bytes(body.into()));
+    let _ = reply.head.insert_header(header::CONTENT_TYPE, kind);
+    if code == 400 || code == 408 {
+        let _ = reply.head.insert_header(header::CONNECTION, "close");
+    }
+    reply
+}
