@@ -1,0 +1,165 @@
+//! From a compiled configuration to a running server.
+//!
+//! The order matters: fork before any thread exists; open sockets, logs and the pid file while still root; only then
+//! become the user, and only then start threads.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+
+use super::daemon::{self, PidFile};
+use super::logs::Logs;
+use super::service::{Change, Handle, ListenerService, Opened};
+use super::signals::{self, Signals};
+use super::upgrade::{Receiver, Sockets, Successor};
+use crate::net::bind::{Bind, ListenSocket};
+use crate::phases;
+use crate::runtime::reload::Reloader;
+use crate::runtime::{Boot, Live, Part, Plan};
+
+/// How to start, from the command line.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// Go to the background (`-d`).
+    pub daemon: bool,
+    /// Take the listening sockets of the running process (`-u`).
+    pub upgrade: bool,
+}
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// When the process cannot start: a socket, a file, a user. What is wrong in the configuration was found before.
+pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
+    let Plan { boot, snapshot } = plan;
+    let background = match how.daemon || boot.daemon {
+        true => Some(daemon::fork(boot.error_log.clone(), boot.working_directory.clone())?),
+        false => None,
+    };
+    let logs = Logs::start(&snapshot.log)?;
+    let (inherited, successor, background) = match how.upgrade {
+        true => {
+            let (sockets, successor) = take_over(&boot, background)?;
+            (sockets, Some(successor), None)
+        }
+        false => (Sockets::new(), None, background),
+    };
+    let opened = open_all(&snapshot, inherited)?;
+    let pid_file = boot.pid_file.as_deref().map(PidFile::write).transpose();
+    let _pid_file = pid_file.context("cannot write the pid file")?;
+    daemon::become_user(boot.user.as_deref(), boot.group.as_deref())?;
+    if let Some(background) = background {
+        background.ready()?;
+    }
+    signals::hold()?;
+    serve(file, boot, Arc::new(snapshot), opened, successor, logs.clone());
+    logs.flush();
+    Ok(())
+}
+
+/// Waits for the running process and takes its sockets. The foreground returns as soon as it may be told (QUIT).
+fn take_over(
+    boot: &Boot,
+    background: Option<daemon::Background>,
+) -> anyhow::Result<(Sockets, Successor)> {
+    let path = &boot.upgrade_sock;
+    let receiver = Receiver::listen(path)
+        .with_context(|| format!("cannot wait for sockets on `{}`", path.display()))?;
+    log::info!("waiting for the sockets of the running process on {}", path.display());
+    if let Some(background) = background {
+        background.ready()?;
+    }
+    let taken = receiver.receive().inspect_err(|e| log::error!("no sockets were handed over: {e}"));
+    let (sockets, successor) = taken.context("no sockets were handed over")?;
+    log::info!("took {} sockets over", sockets.len());
+    Ok((sockets, successor))
+}
+
+/// Opens all sockets that are not inherited; inherited ones that no listener wants any more are closed.
+fn open_all(
+    snapshot: &crate::runtime::Snapshot,
+    mut inherited: Sockets,
+) -> anyhow::Result<Vec<(Part, Opened)>> {
+    let open = |bind: &Bind, inherited: &mut Sockets| match inherited.remove(&bind.to_string()) {
+        Some(fd) => ListenSocket::inherited(fd),
+        None => bind.listen(),
+    };
+    [Part::Edge, Part::Companion]
+        .into_iter()
+        .map(|part| {
+            let mut opened = Opened::new();
+            for bind in snapshot.listeners(part).values().flat_map(|listener| &listener.binds) {
+                let socket = open(bind, &mut inherited)
+                    .with_context(|| format!("cannot listen on {bind}"))?;
+                opened.insert(bind.clone(), socket);
+            }
+            Ok((part, opened))
+        })
+        .collect()
+}
+
+fn serve(
+    file: PathBuf,
+    boot: Boot,
+    snapshot: Arc<crate::runtime::Snapshot>,
+    opened: Vec<(Part, Opened)>,
+    successor: Option<Successor>,
+    logs: Arc<Logs>,
+) {
+    let conf = server_conf(&boot);
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    snapshot.present_certificates();
+    let live = Arc::new(Live::new(snapshot.clone()));
+    let proxy = phases::proxy(&server.configuration, live.clone());
+    let (edge, edge_handle) = ListenerService::new(
+        Part::Edge,
+        Arc::new(proxy),
+        boot.threads,
+        boot.listener_tasks_per_fd,
+    );
+    // Files need few threads; without any `static:` entry one that sleeps.
+    let threads = if snapshot.listeners(Part::Companion).is_empty() { 1 } else { boot.threads };
+    let (companion, companion_handle) = ListenerService::new(
+        Part::Companion,
+        Arc::new(phases::Companion::new(live.clone())),
+        threads,
+        boot.listener_tasks_per_fd,
+    );
+    server.add_service(edge);
+    server.add_service(companion);
+    let services = vec![edge_handle, companion_handle];
+    for (part, opened) in opened {
+        let service = services.iter().find(|service: &&Handle| service.part == part);
+        let change = Change { snapshot: snapshot.clone(), opened };
+        service.expect("each part has its service").follow(change);
+    }
+    // The sockets listen already: whoever connects from now on is served.
+    if let Some(successor) = successor
+        && let Err(e) = successor.ready()
+    {
+        log::warn!("the old process is gone: {e}");
+    }
+    log::info!("weir {} runs as process {}", env!("CARGO_PKG_VERSION"), std::process::id());
+    let upgrade_sock = boot.upgrade_sock.clone();
+    let reloader = Arc::new(Reloader::new(file, boot, live));
+    let signals = Signals { reloader, services, logs, upgrade_sock };
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
+}
+
+fn server_conf(boot: &Boot) -> ServerConf {
+    let mut conf = ServerConf {
+        threads: boot.threads,
+        work_stealing: boot.work_stealing,
+        listener_tasks_per_fd: boot.listener_tasks_per_fd,
+        max_retries: boot.max_retries,
+        ..ServerConf::default()
+    };
+    if let Some(size) = boot.upstream_keepalive_pool_size {
+        conf.upstream_keepalive_pool_size = size;
+    }
+    conf
+}

@@ -1,0 +1,186 @@
+//! The two services that weir registers on the Pingora server: the edge (listeners in front of `ProxyHttp`) and the
+//! companion (listeners in front of files). Each owns its open sockets and follows the live snapshot.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::apps::HttpServerApp;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use tokio::sync::{mpsc, watch};
+
+use crate::net::bind::{Bind, ListenSocket};
+use crate::net::connection::Shared;
+use crate::net::{Listener, Listeners, accept};
+use crate::runtime::tasks::Tasks;
+use crate::runtime::{Part, Snapshot};
+
+/// Sockets that are open but not yet served, by address.
+pub type Opened = HashMap<Bind, ListenSocket>;
+
+/// What a service is told after the live snapshot changed.
+pub struct Change {
+    pub snapshot: Arc<Snapshot>,
+    pub opened: Opened,
+}
+
+/// A service, seen from the outside.
+#[derive(Clone)]
+pub struct Handle {
+    pub part: Part,
+    changes: mpsc::UnboundedSender<Change>,
+    doors: Arc<Mutex<Doors>>,
+    open: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Handle {
+    pub fn follow(&self, change: Change) {
+        // Fails only when the service's runtime is gone, that is, when the process ends.
+        let _ = self.changes.send(change);
+    }
+
+    /// Connections that are open now.
+    pub fn open_connections(&self) -> usize {
+        self.open.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    pub fn is_listening_on(&self, bind: &Bind) -> bool {
+        self.doors.lock().0.contains_key(bind)
+    }
+
+    /// Calls `f` with all listening sockets, by address as written.
+    pub fn with_sockets<R>(&self, f: impl FnOnce(Vec<(String, BorrowedFd<'_>)>) -> R) -> R {
+        let doors = self.doors.lock();
+        f(doors.0.iter().map(|(bind, door)| (bind.to_string(), door.socket.as_fd())).collect())
+    }
+
+    /// Stops accepting and lets every connection finish what it is at.
+    pub fn drain(&self) {
+        for door in self.doors.lock().0.values() {
+            let _ = door.drain.send(true);
+        }
+    }
+}
+
+/// The listening sockets of a service, by address.
+#[derive(Default)]
+struct Doors(HashMap<Bind, Door>);
+
+/// One listening socket in use.
+struct Door {
+    /// Kept to be handed to the next process.
+    socket: ListenSocket,
+    listener: Arc<ArcSwap<Listener>>,
+    drain: watch::Sender<bool>,
+}
+
+/// One of weir's two services.
+pub struct ListenerService<A> {
+    name: &'static str,
+    part: Part,
+    threads: usize,
+    tasks_per_socket: usize,
+    shared: Arc<Shared<A>>,
+    doors: Arc<Mutex<Doors>>,
+    changes: mpsc::UnboundedReceiver<Change>,
+}
+
+impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
+    pub fn new(
+        part: Part,
+        app: Arc<A>,
+        threads: usize,
+        tasks_per_socket: usize,
+    ) -> (ListenerService<A>, Handle) {
+        let (sender, changes) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new(app));
+        let doors = Arc::new(Mutex::new(Doors::default()));
+        let handle = Handle {
+            part,
+            changes: sender,
+            doors: doors.clone(),
+            open: shared.open.clone(),
+        };
+        let name = match part {
+            Part::Edge => "weir",
+            Part::Companion => "weir-static",
+        };
+        (ListenerService { name, part, threads, tasks_per_socket, shared, doors, changes }, handle)
+    }
+
+    /// Opens, changes and closes doors until they are those of `listeners`.
+    fn follow(&self, listeners: &Listeners, mut opened: Opened) {
+        let mut doors = self.doors.lock();
+        let mut wanted = HashMap::new();
+        for listener in listeners.values() {
+            let listener = Arc::new(listener.clone());
+            wanted.extend(listener.binds.iter().map(|bind| (bind.clone(), listener.clone())));
+        }
+        doors.0.retain(|bind, door| {
+            let stays = wanted.contains_key(bind);
+            if !stays {
+                log::info!("no longer listening on {bind}");
+                let _ = door.drain.send(true);
+            }
+            stays
+        });
+        for (bind, listener) in wanted {
+            if let Some(door) = doors.0.get(&bind) {
+                door.listener.store(listener);
+            } else if let Some(socket) = opened.remove(&bind) {
+                match self.open(socket, listener) {
+                    Ok(door) => {
+                        log::info!("listening on {bind}");
+                        doors.0.insert(bind, door);
+                    }
+                    Err(e) => log::error!("cannot accept on {bind}: {e}"),
+                }
+            }
+        }
+    }
+
+    fn open(&self, socket: ListenSocket, listener: Arc<Listener>) -> std::io::Result<Door> {
+        let listener = Arc::new(ArcSwap::new(listener));
+        let (drain, draining) = watch::channel(false);
+        for _ in 0..self.tasks_per_socket {
+            let (shared, socket) = (self.shared.clone(), socket.try_clone()?);
+            let (listener, draining) = (listener.clone(), draining.clone());
+            pingora_runtime::current_handle().spawn(async move {
+                if let Err(e) = accept::run(shared, socket, listener, draining).await {
+                    log::error!("cannot accept: {e}");
+                }
+            });
+        }
+        Ok(Door { socket, listener, drain })
+    }
+}
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> Service for ListenerService<A> {
+    async fn start_service(
+        &mut self,
+        _fds: Option<ListenFds>,
+        _shutdown: ShutdownWatch,
+        _listeners_per_fd: usize,
+    ) {
+        let mut tasks = Tasks::default();
+        while let Some(change) = self.changes.recv().await {
+            self.follow(change.snapshot.listeners(self.part), change.opened);
+            if self.part == Part::Edge {
+                tasks.follow(&change.snapshot);
+            }
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(self.threads)
+    }
+}

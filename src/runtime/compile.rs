@@ -1,0 +1,398 @@
+//! From the document to what runs: the only place that sees the raw and the compiled types of all modules.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{Boot, Plan, Snapshot};
+use crate::build::Build;
+use crate::config::Config;
+use crate::issue::{At, Issues, Sources};
+use crate::net::{Bind, Listener, Listeners, Protocols};
+use crate::router::Router;
+use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
+
+const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
+const DEFAULT_UPGRADE_SOCK: &str = "/tmp/weir_upgrade.sock";
+/// As Pingora's.
+const DEFAULT_MAX_RETRIES: usize = 16;
+/// Fits the stop time-out of the unit that weir comes with.
+const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(30);
+
+/// Compiles a document; `previous` is what runs now, of which everything that stays the same is taken over.
+///
+/// The plan is there unless something is so wrong that none can be made; it may be used only if no issue is an error.
+pub fn compile(
+    config: &Config,
+    sources: &Sources,
+    previous: Option<&Snapshot>,
+) -> (Option<Plan>, Issues) {
+    let mut b = Build::new(sources);
+    let plan = plan(config, previous, &mut b);
+    (plan, b.issues)
+}
+
+fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Option<Plan> {
+    let root = At::Root;
+    let boot = boot(config, b);
+    let log = config.log.compile(&root.key("log"), b);
+    let pools = pools(config, previous, b);
+    b.set_pools(pools.iter().map(|(name, pool)| (name.clone(), pool.clone())).collect());
+    distinct_binds(config, b);
+    let (companion, statics) = companion(config, b);
+    let names: Vec<&str> = config.listeners.keys().map(String::as_str).collect();
+    let sites = config.sites.iter().map(|(name, site)| (name.as_str(), site));
+    let router = Arc::new(Router::compile(&root, &config.defaults, sites, &names, b));
+    let mut certificates = Certificates::new(previous);
+    certificates.of_sites(config, b);
+    let (edge, resolvers) = edge(config, &router, &mut certificates, previous, b);
+    if config.listeners.is_empty() && config.statics.is_empty() {
+        b.error(&root, "there is nothing to listen on").hint(
+            "give at least one listener: `listeners: { http: { bind: \":8080\" } }`",
+        );
+    }
+    unused_pools(config, b);
+    Some(Plan {
+        boot,
+        snapshot: Snapshot {
+            generation: previous.map_or(1, |previous| previous.generation + 1),
+            since: SystemTime::now(),
+            router,
+            pools,
+            statics,
+            trusted_proxies: config.trusted_proxies.clone(),
+            log: log?,
+            grace_period: config
+                .grace_period_seconds
+                .map_or(DEFAULT_GRACE_PERIOD, Duration::from_secs),
+            edge,
+            companion,
+            resolvers,
+            self_signed: certificates.self_signed,
+        },
+    })
+}
+
+fn boot(config: &Config, b: &mut Build<'_>) -> Boot {
+    let root = At::Root;
+    let path = |key: &str, written: &Option<PathBuf>, b: &Build<'_>| {
+        written.as_ref().map(|written| b.path(&root.key(key), written))
+    };
+    let pid_file = path("pid_file", &config.pid_file, b);
+    let upgrade_sock = path("upgrade_sock", &config.upgrade_sock, b);
+    for (key, value) in [
+        ("listener_tasks_per_fd", config.listener_tasks_per_fd),
+        ("max_retries", config.max_retries),
+    ] {
+        if value == Some(0) {
+            b.error(&root.key(key), "must be at least 1");
+        }
+    }
+    Boot {
+        threads: config.threads.count(),
+        upgrade_sock: upgrade_sock.unwrap_or_else(|| match &pid_file {
+            Some(pid_file) => pid_file.with_file_name("upgrade.sock"),
+            None => DEFAULT_UPGRADE_SOCK.into(),
+        }),
+        pid_file: pid_file.or_else(|| config.daemon.then(|| DEFAULT_PID_FILE.into())),
+        user: config.user.clone(),
+        group: config.group.clone(),
+        daemon: config.daemon,
+        error_log: path("error_log", &config.error_log, b).unwrap_or_else(|| "/dev/null".into()),
+        working_directory: path("working_directory", &config.working_directory, b)
+            .unwrap_or_else(|| "/".into()),
+        work_stealing: config.work_stealing.unwrap_or(true),
+        listener_tasks_per_fd: config.listener_tasks_per_fd.unwrap_or(1),
+        upstream_keepalive_pool_size: config.upstream_keepalive_pool_size,
+        max_retries: config.max_retries.unwrap_or(DEFAULT_MAX_RETRIES),
+    }
+}
+
+fn pools(
+    config: &Config,
+    previous: Option<&Snapshot>,
+    b: &mut Build<'_>,
+) -> BTreeMap<String, Arc<crate::pool::Pool>> {
+    let at = At::Root.key("pools");
+    let mut pools = BTreeMap::new();
+    for (name, pool) in &config.pools {
+        let before = previous.and_then(|previous| previous.pools.get(name));
+        if let Some(pool) = pool.compile(name, before, &at.key(name), b) {
+            pools.insert(name.clone(), pool);
+        }
+    }
+    pools
+}
+
+/// A pool that no route names is hardly meant.
+fn unused_pools(config: &Config, b: &mut Build<'_>) {
+    let at = At::Root.key("pools");
+    let routes = config.sites.values().flat_map(|site| &site.routes);
+    let used: std::collections::HashSet<&str> = routes
+        .filter_map(|route| route.actions.proxy.as_ref())
+        .map(|proxy| proxy.0.pool.as_str())
+        .collect();
+    for name in config.pools.keys().filter(|name| !used.contains(name.as_str())) {
+        b.warn(&at.key(name), "no route uses this pool").on_key();
+    }
+}
+
+/// No address may be bound twice, by whichever listener or static service.
+fn distinct_binds(config: &Config, b: &mut Build<'_>) {
+    let listeners = config.listeners.iter().map(|(name, own)| ("listeners", name, &own.bind.0));
+    let statics = config.statics.iter().map(|(name, own)| ("static", name, &own.bind.0));
+    let mut seen: Vec<(&Bind, String)> = Vec::new();
+    for (section, name, binds) in listeners.chain(statics) {
+        let at = At::Root.key(section);
+        let at = at.key(name);
+        let at = at.key("bind");
+        if binds.is_empty() {
+            b.error(&at, "needs at least one address");
+        }
+        for (i, bind) in binds.iter().enumerate() {
+            let place = at.index(i);
+            match seen.iter().find(|(other, _)| bind.collides(other)) {
+                Some((_, owner)) => {
+                    b.error(&place, format!("`{bind}` is bound by `{owner}` already"));
+                }
+                None => seen.push((bind, format!("{section}.{name}"))),
+            }
+        }
+    }
+}
+
+type Statics = HashMap<Arc<str>, Arc<crate::handler::files::Files>>;
+
+fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
+    let at = At::Root.key("static");
+    let (mut listeners, mut statics) = (Listeners::new(), Statics::new());
+    for (name, own) in &config.statics {
+        let Some(files) = own.files.compile(&at.key(name), b) else { continue };
+        let name: Arc<str> = name.as_str().into();
+        let listener = Listener {
+            name: name.clone(),
+            binds: own.bind.0.clone(),
+            tls: None,
+            protocols: Protocols { h1: true, h2: true },
+        };
+        listeners.insert(name.clone(), listener);
+        statics.insert(name, Arc::new(files));
+    }
+    (listeners, statics)
+}
+
+type Resolvers = Vec<(Arc<Acceptor>, Arc<Resolver>)>;
+
+fn edge(
+    config: &Config,
+    router: &Arc<Router>,
+    certificates: &mut Certificates,
+    previous: Option<&Snapshot>,
+    b: &mut Build<'_>,
+) -> (Listeners, Resolvers) {
+    let at = At::Root.key("listeners");
+    let (mut listeners, mut resolvers) = (Listeners::new(), Resolvers::new());
+    for (name, own) in &config.listeners {
+        let at = at.key(name);
+        let protocols = own.protocols();
+        if !protocols.h1 && !protocols.h2 {
+            b.error(&at.key("protocols"), "needs at least one of h1, h2");
+        }
+        let mut acceptor = None;
+        if let Some(tls) = &own.tls {
+            let at = at.key("tls");
+            let before = previous.and_then(|previous| previous.edge.get(name.as_str()));
+            let settings = Settings { min_version: tls.min_version, protocols };
+            acceptor = make_acceptor(settings, before, &at, b);
+            let fallback = certificates.of_listener(tls, &at, b);
+            let sites = certificates.sites.clone();
+            if fallback.is_empty() && sites.is_empty() {
+                b.error(&at, "there is no certificate to show on this listener").hint(
+                    "give `certificates` here, or `tls: { cert, key }` or `tls: { self_signed: true }` \
+                     in a site",
+                );
+            }
+            if let Some(acceptor) = &acceptor {
+                let (name, router) = (name.clone(), router.clone());
+                let resolver: Arc<Resolver> =
+                    Arc::new(move |server| choose(&name, server, &router, &sites, &fallback));
+                resolvers.push((acceptor.clone(), resolver));
+            }
+        }
+        let name: Arc<str> = name.as_str().into();
+        let binds = own.bind.0.clone();
+        listeners.insert(name.clone(), Listener { name, binds, tls: acceptor, protocols });
+    }
+    (listeners, resolvers)
+}
+
+/// The acceptor that runs, if its settings are still the same: clients can resume their sessions with it.
+fn make_acceptor(
+    settings: Settings,
+    before: Option<&Listener>,
+    at: &At<'_>,
+    b: &mut Build<'_>,
+) -> Option<Arc<Acceptor>> {
+    let before = before.and_then(|listener| listener.tls.as_ref());
+    if let Some(acceptor) = before.filter(|acceptor| acceptor.settings() == settings) {
+        return Some(acceptor.clone());
+    }
+    match Acceptor::new(settings) {
+        Ok(acceptor) => Some(Arc::new(acceptor)),
+        Err(e) => {
+            b.error(at, format!("the TLS library refuses this: {e}"));
+            None
+        }
+    }
+}
+
+/// The certificate for a server name: of the site that has the host, or of the listener, or of whichever site
+/// serves names that nobody has.
+fn choose(
+    listener: &str,
+    server: &str,
+    router: &Router,
+    sites: &HashMap<String, Vec<Arc<CertifiedKey>>>,
+    fallback: &[Arc<CertifiedKey>],
+) -> Option<Arc<CertifiedKey>> {
+    let best = |certificates: &[Arc<CertifiedKey>]| {
+        let covering = certificates.iter().find(|certificate| certificate.covers(server));
+        covering.or(certificates.first()).cloned()
+    };
+    let of_site = router.find_site(listener, server).and_then(|site| sites.get(&*site.name));
+    of_site.and_then(|own| best(own)).or_else(|| best(fallback)).or_else(|| {
+        // A client that names no server, where only sites have certificates: nginx shows the first one, too.
+        sites.values().find_map(|own| best(own))
+    })
+}
+
+/// The certificates of one compilation.
+struct Certificates {
+    sites: Arc<HashMap<String, Vec<Arc<CertifiedKey>>>>,
+    self_signed: HashMap<Vec<String>, Arc<CertifiedKey>>,
+    /// Those made under the previous configuration.
+    before: HashMap<Vec<String>, Arc<CertifiedKey>>,
+}
+
+impl Certificates {
+    fn new(previous: Option<&Snapshot>) -> Certificates {
+        Certificates {
+            sites: Arc::default(),
+            self_signed: HashMap::new(),
+            before: previous.map_or_else(HashMap::new, |previous| previous.self_signed.clone()),
+        }
+    }
+
+    fn of_sites(&mut self, config: &Config, b: &mut Build<'_>) {
+        let at = At::Root.key("sites");
+        let mut sites = HashMap::new();
+        for (name, site) in &config.sites {
+            let Some(list) = &site.tls else { continue };
+            let at = at.key(name);
+            let own = self.of_list(&list.0, &site.hosts.0, &at.key("tls"), b);
+            if !own.is_empty() {
+                sites.insert(name.clone(), own);
+            }
+        }
+        self.sites = Arc::new(sites);
+    }
+
+    fn of_listener(
+        &mut self,
+        tls: &tls::ListenerConfig,
+        at: &At<'_>,
+        b: &mut Build<'_>,
+    ) -> Vec<Arc<CertifiedKey>> {
+        self.of_list(&tls.certificates.0, &[], &at.key("certificates"), b)
+    }
+
+    fn of_list(
+        &mut self,
+        list: &[tls::Config],
+        hosts: &[String],
+        at: &At<'_>,
+        b: &mut Build<'_>,
+    ) -> Vec<Arc<CertifiedKey>> {
+        let each = list.iter().enumerate();
+        each.filter_map(|(i, one)| self.one(one, hosts, &at.index(i), b)).collect()
+    }
+
+    fn one(
+        &mut self,
+        config: &tls::Config,
+        hosts: &[String],
+        at: &At<'_>,
+        b: &mut Build<'_>,
+    ) -> Option<Arc<CertifiedKey>> {
+        match (&config.cert, &config.key, config.self_signed) {
+            (Some(cert), Some(key), false) => {
+                let cert = b.path(&at.key("cert"), cert);
+                let key = b.path(&at.key("key"), key);
+                load_pair(&cert, &key, at, b).map(Arc::new)
+            }
+            (None, None, true) => self.self_signed(hosts, at, b),
+            (_, _, true) => {
+                b.error(at, "`self_signed` makes its own certificate and key")
+                    .hint("leave out `cert` and `key`, or `self_signed`");
+                None
+            }
+            (cert, _, false) => {
+                let missing = if cert.is_none() { "cert" } else { "key" };
+                b.error(at, format!("missing key `{missing}`"))
+                    .hint("give `{ cert: FILE, key: FILE }` or `{ self_signed: true }`");
+                None
+            }
+        }
+    }
+
+    fn self_signed(
+        &mut self,
+        hosts: &[String],
+        at: &At<'_>,
+        b: &mut Build<'_>,
+    ) -> Option<Arc<CertifiedKey>> {
+        let plain = hosts.iter().filter(|host| *host != "*" && !host.starts_with('~'));
+        let mut names: Vec<String> = plain.map(|host| host.to_ascii_lowercase()).collect();
+        names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+        let known = self.self_signed.get(&names).or_else(|| self.before.get(&names)).cloned();
+        let certificate = match known.map_or_else(
+            || CertifiedKey::self_signed(&names).map(Arc::new),
+            Ok,
+        ) {
+            Ok(certificate) => certificate,
+            Err(e) => {
+                b.error(at, format!("cannot make a certificate: {e}"));
+                return None;
+            }
+        };
+        self.self_signed.insert(names, certificate.clone());
+        Some(certificate)
+    }
+}
+
+impl Snapshot {
+    /// From now on handshakes get the certificates of this snapshot.
+    pub fn present_certificates(&self) {
+        for (acceptor, resolver) in &self.resolvers {
+            acceptor.resolve_with(resolver.clone());
+        }
+    }
+}
+
+fn load_pair(
+    cert: &std::path::Path,
+    key: &std::path::Path,
+    at: &At<'_>,
+    b: &mut Build<'_>,
+) -> Option<CertifiedKey> {
+    match CertifiedKey::load(cert, key) {
+        Ok(certificate) => return Some(certificate),
+        Err(LoadError::Cert(what)) => b.error(&at.key("cert"), what),
+        Err(LoadError::Key(what)) => b.error(&at.key("key"), what),
+        Err(LoadError::Mismatch) => b
+            .error(&at.key("key"), "this key is not the certificate's")
+            .hint("certificate and key must have been made together"),
+    };
+    None
+}

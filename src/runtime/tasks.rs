@@ -1,0 +1,25 @@
+//! Background work that follows the live snapshot: started for what appears, stopped for what is gone.
+
+use std::sync::Arc;
+
+use super::Snapshot;
+use crate::pool::{HealthTask, Pool};
+
+/// The health checks that run now.
+#[derive(Default)]
+pub struct Tasks {
+    health: Vec<(Arc<Pool>, HealthTask)>,
+}
+
+impl Tasks {
+    /// Must be called within a runtime, which the tasks then live in.
+    pub fn follow(&mut self, snapshot: &Snapshot) {
+        let runs = |pool: &Arc<Pool>| snapshot.pools.values().any(|live| Arc::ptr_eq(live, pool));
+        self.health.retain(|(pool, _)| runs(pool));
+        for pool in snapshot.pools.values() {
+            if !self.health.iter().any(|(known, _)| Arc::ptr_eq(known, pool)) {
+                self.health.push((pool.clone(), pool.spawn_health()));
+            }
+        }
+    }
+}
