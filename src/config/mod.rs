@@ -1,1 +1,159 @@
-//! The document.
+//! The document: everything that one YAML file says. Raw types only; `runtime::compile` makes it run.
+
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer};
+
+use crate::filter::Filters;
+use crate::router::Site;
+use crate::value::{Cidr, Short, Span};
+use crate::{handler, log, net, pool};
+
+pub mod load;
+
+/// The configuration of weir.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Version of the configuration language: `1`.
+    pub version: Option<Version>,
+    /// Worker threads of each service: a number, or `auto` (default) for one per CPU. nginx: `worker_processes`.
+    pub threads: Threads,
+    /// File to hold the process id. Default: none in the foreground, `/tmp/weir.pid` with `-d`. nginx: `pid`.
+    pub pid_file: Option<PathBuf>,
+    /// Unix socket over which a new process (`weir -u`) takes the listening sockets of the running one. Default:
+    /// beside `pid_file`, or `/tmp/weir_upgrade.sock`.
+    pub upgrade_sock: Option<PathBuf>,
+    /// User to run as once the sockets are bound; needs root to start with. nginx: `user`.
+    pub user: Option<String>,
+    /// Group to run as. Default: the user's.
+    pub group: Option<String>,
+    /// Run in the background, as `-d`.
+    pub daemon: bool,
+    /// File for what the process prints outside its logs when it runs in the background. Default: `/dev/null`.
+    pub error_log: Option<PathBuf>,
+    /// Folder to change to when running in the background. Default: `/`.
+    pub working_directory: Option<PathBuf>,
+    /// Seconds that running requests have to finish after TERM or QUIT; weir ends earlier when they have. Default: 30.
+    pub grace_period_seconds: Option<u64>,
+    /// Let idle worker threads take work of busy ones. Default: true.
+    pub work_stealing: Option<bool>,
+    /// Tasks that accept from one socket. Default: 1.
+    pub listener_tasks_per_fd: Option<usize>,
+    /// Idle connections to backends kept for reuse, per worker thread. Default: 128. nginx: `keepalive`.
+    pub upstream_keepalive_pool_size: Option<usize>,
+    /// Tries at most for one request, over all backends. Default: 16. nginx: `proxy_next_upstream_tries`.
+    pub max_retries: Option<usize>,
+    /// Access log and error log.
+    pub log: log::Config,
+    /// Where requests can go: groups of backends, by name. nginx: `upstream`.
+    pub pools: IndexMap<String, pool::Config>,
+    /// Where requests come from, by name. nginx: `listen`.
+    pub listeners: IndexMap<String, net::Config>,
+    /// Peers whose `X-Forwarded-For` is believed when finding the client's address. nginx: `set_real_ip_from`.
+    pub trusted_proxies: Vec<Cidr>,
+    /// Policies of all sites that do not set the same key.
+    pub defaults: Filters,
+    /// What to do with requests, by name. nginx: `server`.
+    pub sites: IndexMap<String, Site>,
+    /// Companion static-file services: own listeners, own Pingora service, nothing but files.
+    #[serde(rename = "static")]
+    pub statics: IndexMap<String, Static>,
+}
+
+/// One companion static-file service: `static.NAME`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Static {
+    pub bind: crate::value::OneOrMany<net::Bind>,
+    pub files: handler::files::Config,
+}
+
+/// The only version so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version;
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Version, D::Error> {
+        match u64::deserialize(deserializer)? {
+            1 => Ok(Version),
+            other => Err(serde::de::Error::custom(format!("expected `1`, found `{other}`"))),
+        }
+    }
+}
+
+impl JsonSchema for Version {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Version".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "const": 1 })
+    }
+}
+
+/// Worker threads: a number, or as many as there are CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Threads {
+    #[default]
+    Auto,
+    Fixed(usize),
+}
+
+impl Threads {
+    pub fn count(self) -> usize {
+        match self {
+            Threads::Auto => std::thread::available_parallelism().map_or(1, usize::from),
+            Threads::Fixed(count) => count,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Threads {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Threads, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Threads;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a number of threads from 1 to 1024, or `auto`")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, count: u64) -> Result<Threads, E> {
+                match usize::try_from(count) {
+                    Ok(count @ 1..=1024) => Ok(Threads::Fixed(count)),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Unsigned(count), &self)),
+                }
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Threads, E> {
+                match text {
+                    "auto" => Ok(Threads::Auto),
+                    _ => Err(E::invalid_type(serde::de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Threads {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Threads".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "anyOf": [
+                { "const": "auto" },
+                { "type": "integer", "minimum": 1, "maximum": 1024 },
+            ],
+        })
+    }
+}
+
+/// The JSON Schema of the language, for editors.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(Config)
+}
