@@ -1,1 +1,6 @@
 //! The document.
+
+mod de;
+mod fill;
+pub mod load;
+mod node;
