@@ -2,10 +2,16 @@
 //!
 //! Every mistake becomes one [`Issue`]; a load collects all of them. While compiling, a place in the document is
 //! an [`At`]: a chain of keys on the stack that costs nothing until something is wrong. [`Sources`] turns it into
-//! file, line and column.
+//! file, line and column, and `report` into what is printed. This happens before any request, and again at each reload.
+
+mod places;
+mod report;
+mod sources;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+pub use sources::Sources;
 
 /// A place in the document, as a chain of borrowed keys and indices: `sites.shop.routes[1].proxy`.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +59,16 @@ impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, step) in self.0.iter().enumerate() {
             match step {
-                Step::Key(key) if i == 0 => write!(f, "{key}")?,
-                Step::Key(key) => write!(f, ".{key}")?,
+                Step::Key(key) => {
+                    if i > 0 {
+                        f.write_str(".")?;
+                    }
+                    // A host or a header name as a key would otherwise blur where it begins and ends.
+                    match key.is_empty() || key.contains(['.', ' ', '[']) {
+                        true => write!(f, "{key:?}")?,
+                        false => f.write_str(key)?,
+                    }
+                }
                 Step::Index(index) => write!(f, "[{index}]")?,
             }
         }
@@ -92,15 +106,29 @@ impl Issue {
         self.on_key = true;
         self
     }
+
+    /// For what is not at a key: a file that cannot be read, or is not YAML.
+    pub fn place(&mut self, place: Place) -> &mut Issue {
+        self.place = Some(place);
+        self
+    }
 }
 
-/// File, line and column (both from 1) of an issue, with the source line and how many characters to underline.
-#[derive(Clone, Debug)]
+/// Where an issue stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub file: PathBuf,
+    /// `None`: the file as a whole.
+    pub spot: Option<Spot>,
+    /// The source line.
+    pub source: String,
+}
+
+/// Line and column, both from 1 and in characters, and how many characters to underline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spot {
     pub line: usize,
     pub column: usize,
-    pub source: String,
     pub length: usize,
 }
 
@@ -110,39 +138,53 @@ pub struct Issues(pub Vec<Issue>);
 
 impl Issues {
     pub fn error(&mut self, at: &At<'_>, message: impl Into<String>) -> &mut Issue {
-        self.push(Severity::Error, at, message.into())
+        self.push(Severity::Error, at.to_path(), message.into())
     }
 
     pub fn warn(&mut self, at: &At<'_>, message: impl Into<String>) -> &mut Issue {
-        self.push(Severity::Warning, at, message.into())
+        self.push(Severity::Warning, at.to_path(), message.into())
+    }
+
+    /// As [`Issues::error`], for who has a path and no [`At`].
+    pub fn error_at(&mut self, path: KeyPath, message: impl Into<String>) -> &mut Issue {
+        self.push(Severity::Error, path, message.into())
     }
 
     pub fn has_errors(&self) -> bool {
         self.0.iter().any(|issue| issue.severity == Severity::Error)
     }
 
-    fn push(&mut self, severity: Severity, at: &At<'_>, message: String) -> &mut Issue {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn append(&mut self, mut more: Issues) {
+        self.0.append(&mut more.0);
+    }
+
+    /// Gives each issue its place in the files and sorts all into document order. Text that was filled in from the
+    /// environment or from a file, which may be a secret, is replaced in the messages by what is written there.
+    pub fn locate(&mut self, sources: &Sources) {
+        for issue in &mut self.0 {
+            sources.locate(issue);
+        }
+        // The sort is stable: several issues at one place stay in the order in which they were found. What has no place
+        // comes last.
+        self.0.sort_by_cached_key(|issue| match &issue.place {
+            Some(place) => (sources.position(&place.file), place.spot),
+            None => (usize::MAX, None),
+        });
+    }
+
+    fn push(&mut self, severity: Severity, path: KeyPath, message: String) -> &mut Issue {
         self.0.push(Issue {
             severity,
-            path: at.to_path(),
+            path,
             message,
             hint: None,
             on_key: false,
             place: None,
         });
         self.0.last_mut().expect("just pushed")
-    }
-}
-
-/// The files that a document was read from, and where each key stands in them.
-#[derive(Debug, Default)]
-pub struct Sources {
-    main: PathBuf,
-}
-
-impl Sources {
-    /// The file that holds the key at `path` (paths in a file are relative to that file).
-    pub fn file(&self, _path: &KeyPath) -> &Path {
-        &self.main
     }
 }

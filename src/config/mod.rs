@@ -11,7 +11,10 @@ use crate::router::Site;
 use crate::value::{Cidr, Short, Span};
 use crate::{handler, log, net, pool};
 
+mod de;
+mod fill;
 pub mod load;
+mod node;
 
 /// The configuration of weir.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
