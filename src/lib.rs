@@ -32,13 +32,14 @@ pub mod http;
 pub mod issue;
 pub mod value;
 // layer 1: machinery; each owns its raw `Config` and its compiled type
-pub mod log;
 pub mod net;
 pub mod pool;
 pub mod tls;
 // layer 2: what features see: one request, and one build
 pub mod build;
 pub mod exchange;
+// its fields are variables of an exchange
+pub mod log;
 // layer 3: features
 pub mod filter;
 pub mod handler;

@@ -1,6 +1,7 @@
 //! One request and its answer, as features see them.
 
 pub mod cx;
+pub mod date;
 pub mod failure;
 pub mod reply;
 pub mod vars;

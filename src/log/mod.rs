@@ -1,1 +1,77 @@
 //! Access log and error log.
+//!
+//! The access log is the last thing that happens to a request: one line, formatted on its thread (`access.rs`) and
+//! written by another (`writer.rs`). The error log is for weir itself (`error.rs`). No line of either can be forged by
+//! what a peer sends: control characters are always escaped.
+
+pub mod access;
+pub mod error;
+pub mod writer;
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::build::Build;
+use crate::issue::At;
+use crate::value::OrOff;
+
+pub use access::AccessLog;
+pub use error::ErrorLog;
+pub use writer::Writers;
+
+/// What weir writes about itself and about requests.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What weir reports about itself.
+    pub error: error::Config,
+    /// A line per request, or `off`. Default: `combined` to standard output, so that a server that was just started
+    /// shows what it does and a container's runtime collects it (nginx's is on by default, too).
+    pub access: Option<OrOff<access::Config>>,
+}
+
+/// Both logs as they are to be.
+#[derive(Debug)]
+pub struct Compiled {
+    pub error: error::Settings,
+    /// None if it is off.
+    pub access: Option<AccessLog>,
+}
+
+impl Config {
+    pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Compiled> {
+        let error = self.error.compile(&at.key("error"), b);
+        let at = at.key("access");
+        let access = match &self.access {
+            None => Some(access::Config::default().compile(&at, b)),
+            Some(OrOff::On(access)) => Some(access.compile(&at, b)),
+            Some(OrOff::Off) => None,
+        };
+        Some(Compiled {
+            error: error?,
+            access: match access {
+                Some(access) => Some(access?),
+                None => None,
+            },
+        })
+    }
+}
+
+/// The path of a log file, which can be written as far as a test can tell.
+fn file(at: &At<'_>, written: &Path, b: &mut Build<'_>) -> Option<PathBuf> {
+    let path = b.path(at, written);
+    match writer::check(&path) {
+        Ok(()) => Some(path),
+        Err(reason) => {
+            b.error(at, reason);
+            None
+        }
+    }
+}
+
+/// Appends a JSON string, with its quotes.
+fn quote(text: &str, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, text).expect("a Vec takes everything, and text is always JSON");
+}

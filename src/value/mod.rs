@@ -12,6 +12,7 @@ pub mod short;
 pub mod size;
 pub mod span;
 pub mod suggest;
+pub mod template;
 
 pub use cidr::Cidr;
 pub use one_or_many::OneOrMany;
@@ -21,6 +22,7 @@ pub use short::{FromShort, Short};
 pub use size::Size;
 pub use span::Span;
 pub use suggest::{hint, suggest};
+pub use template::Template;
 
 use std::fmt;
 use std::marker::PhantomData;
