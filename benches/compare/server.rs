@@ -222,7 +222,7 @@ pid_file: {dir}/weir.pid
 upgrade_sock: {dir}/weir.sock
 log: {{ access: {access} }}
 pools:
-  origin: {{ backends: ["{origin}"], keepalive: 128 }}
+  origin: {{ backends: ["{origin}"] }}
 listeners:
   http: {{ bind: "{http}" }}
   https: {{ bind: "{https}", tls: {{ certificates: [{{ cert: cert.pem, key: key.pem }}] }} }}
