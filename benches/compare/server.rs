@@ -93,8 +93,10 @@ impl Bench {
 
     /// The origin runs beside the load generator; it is never the bottleneck of a proxy on a core of its own.
     pub fn start_origin(&self) -> Result<Process> {
-        let mut command = Command::new("nginx");
-        command.arg("-c").arg(self.dir.join("origin.conf"));
+        let mut command = Command::new(self.program(Server::Nginx));
+        command
+            .args(["-e", "stderr", "-c"])
+            .arg(self.dir.join("origin.conf"));
         self.wait_for(command, "origin", self.origin)
     }
 
@@ -106,8 +108,9 @@ impl Bench {
             .arg(self.cpu.to_string())
             .arg(self.program(server));
         match server {
-            Server::Weir | Server::Nginx => command.arg("-c"),
-            Server::Haproxy => command.args(["-db", "-f"]), // -db: stay in the foreground
+            Server::Weir => command.arg("-c"),
+            Server::Nginx => command.args(["-e", "stderr", "-c"]), // not the system's error log
+            Server::Haproxy => command.args(["-db", "-f"]),        // -db: stay in the foreground
         };
         command.arg(conf);
         let process = self.wait_for(command, server.name(), self.http)?;
@@ -253,11 +256,7 @@ sites:
         let head = nginx_head(&self.dir, "nginx");
         format!(
             r#"{head}
-http {{
     access_log {access};
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 1000000000;
     upstream origin {{
         server {origin};
         keepalive 128;
@@ -328,11 +327,7 @@ backend origin
         let dir = self.dir.display();
         format!(
             r#"{head}
-http {{
     access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 1000000000;
     default_type text/plain;
     server {{
         listen {origin} backlog=4096;
@@ -351,7 +346,7 @@ impl Drop for Bench {
     }
 }
 
-/// What the nginx under test and the nginx that is the origin have in common.
+/// What the nginx under test and the nginx that is the origin have in common; `http` is left open.
 fn nginx_head(dir: &Path, name: &str) -> String {
     let dir = dir.display();
     // As root nginx would change to another user, who may not be allowed to read the target directory.
@@ -360,13 +355,21 @@ fn nginx_head(dir: &Path, name: &str) -> String {
     } else {
         ""
     };
+    // As anybody else it may not write to the system's directories for temporary files.
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|what| format!("    {what}_temp_path {dir}/{name}-{what};\n"))
+        .concat();
     format!(
         "daemon off;
 {user}
 pid {dir}/{name}.pid;
 error_log stderr error;
 worker_processes 1;
-events {{ worker_connections 8192; }}"
+events {{ worker_connections 8192; }}
+http {{
+{temporary}    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000000;"
     )
 }
 
