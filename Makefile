@@ -1,0 +1,36 @@
+# What one does with weir's sources. Each target first installs what the machine lacks (see .ci/setup); when nothing
+# is missing that costs a few milliseconds and touches neither the network nor root.
+
+CARGO ?= cargo
+
+# where rustup puts cargo, for the shell that has not been reopened since
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: help run test lint bench setup
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run     build the release binary and run it on conf/weir.yaml (http://127.0.0.1:8080/)'
+	@echo 'make test    run all tests'
+	@echo 'make lint    check formatting, and clippy without warnings'
+	@echo 'make bench   compare weir with nginx and haproxy on this machine (under ten minutes)'
+	@echo 'make setup   only install what a build needs'
+
+run: setup
+	$(CARGO) run --release --locked -- -c conf/weir.yaml
+
+test: setup
+	$(CARGO) test --locked
+
+lint: setup
+	@.ci/setup lint
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+
+# BENCH takes the harness' own options: make bench BENCH="--case small --rounds 1"
+bench: setup
+	@.ci/setup bench
+	$(CARGO) bench --locked --bench compare -- $(BENCH)
+
+setup:
+	@.ci/setup build
