@@ -1,0 +1,682 @@
+use super::*;
+
+use std::fmt::Debug;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::issue::Severity;
+
+/// Compiles `yaml`, and says what was found wrong.
+fn compile(yaml: &str, previous: Option<&Arc<Pool>>) -> (Option<Arc<Pool>>, Vec<String>) {
+    let config: Config = serde_yaml::from_str(yaml).expect("the test's YAML fits");
+    let sources = Sources::default();
+    let mut issues = Issues::default();
+    let at = At::Root.key("app");
+    let pool = config.compile("app", previous, &at, &sources, &mut issues);
+    let errors = issues.has_errors();
+    assert!(pool.is_some() || errors, "no pool, but no error either");
+    let issues = issues.0.iter().map(|issue| {
+        let severity = match issue.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        format!("{severity}: {}: {}", issue.path, issue.message)
+    });
+    (pool.filter(|_| !errors), issues.collect())
+}
+
+fn pool(yaml: &str) -> Arc<Pool> {
+    reload(yaml, None)
+}
+
+fn reload(yaml: &str, previous: Option<&Arc<Pool>>) -> Arc<Pool> {
+    let (pool, issues) = compile(yaml, previous);
+    assert!(issues.is_empty(), "{issues:?}");
+    pool.expect("nothing is wrong")
+}
+
+fn issues(yaml: &str) -> Vec<String> {
+    compile(yaml, None).1
+}
+
+fn refused(yaml: &str) -> String {
+    match serde_yaml::from_str::<Config>(yaml) {
+        Ok(config) => panic!("{config:?} is not refused"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The addresses of all members that one request is given.
+fn walk(pool: &Pool) -> Vec<String> {
+    let mut tried = Tried::default();
+    let mut names = Vec::new();
+    while let Pick::Member(member) = pool.pick(&mut tried) {
+        names.push(member.backend().to_string());
+    }
+    names.sort();
+    names
+}
+
+/// An HTTP server on loopback or on a unix socket that gives one answer to everything, until it is dropped.
+struct Origin {
+    address: String,
+    answer: Arc<Mutex<String>>,
+    requests: Arc<Mutex<Vec<String>>>,
+    wake: Box<dyn Fn() + Send>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// An answer after which the origin ends.
+const STOP: &str = "stop";
+/// An answer that never comes.
+const SILENCE: &str = "";
+
+impl Origin {
+    fn tcp(answer: &str) -> Origin {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let accept = move || listener.accept().unwrap().0;
+        let wake = move || drop(TcpStream::connect(address));
+        Origin::start(address.to_string(), answer, accept, wake)
+    }
+
+    fn unix(name: &str, answer: &str) -> Origin {
+        let file = format!("weir-{}-{name}.sock", std::process::id());
+        let path: PathBuf = std::env::temp_dir().join(file);
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let address = format!("unix:{}", path.display());
+        let accept = move || listener.accept().unwrap().0;
+        let wake = move || {
+            drop(UnixStream::connect(&path));
+            let _ = std::fs::remove_file(&path);
+        };
+        Origin::start(address, answer, accept, wake)
+    }
+
+    fn start<S: Read + Write>(
+        address: String,
+        answer: &str,
+        accept: impl Fn() -> S + Send + 'static,
+        wake: impl Fn() + Send + 'static,
+    ) -> Origin {
+        let answer = Arc::new(Mutex::new(answer.to_owned()));
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (answers, seen) = (answer.clone(), requests.clone());
+        let serve = move || {
+            let mut silent = Vec::new();
+            loop {
+                let mut stream = accept();
+                let answer = answers.lock().unwrap().clone();
+                if answer == STOP {
+                    return;
+                }
+                let mut request = Vec::new();
+                let mut byte = [0];
+                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                    request.push(byte[0]);
+                }
+                seen.lock()
+                    .unwrap()
+                    .push(String::from_utf8(request).unwrap());
+                match answer.as_str() {
+                    SILENCE => silent.push(stream),
+                    answer => drop(stream.write_all(answer.as_bytes())),
+                }
+            }
+        };
+        Origin {
+            address,
+            answer,
+            requests,
+            wake: Box::new(wake),
+            thread: Some(std::thread::spawn(serve)),
+        }
+    }
+
+    fn answer(&self, answer: &str) {
+        *self.answer.lock().unwrap() = answer.to_owned();
+    }
+
+    fn probes(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.answer(STOP);
+        (self.wake)();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+
+/// An address that refuses connections, and the socket that keeps others from taking it.
+fn closed() -> (Socket, String) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address.to_string())
+}
+
+/// Runs `test` on a tokio runtime.
+fn run<F: Future>(test: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(test)
+}
+
+/// Waits until `read` gives `expected`.
+async fn eventually<T: PartialEq + Debug>(expected: T, read: impl Fn() -> T) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let found = read();
+        if found == expected {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "still {found:?}, not {expected:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn reasons(pool: &Pool) -> Vec<Option<String>> {
+    let members = pool.status().members.into_iter();
+    members.map(|member| member.reason).collect()
+}
+
+#[test]
+fn every_form_of_address_is_a_member_in_written_order() {
+    let pool = pool(
+        "backends: ['127.0.0.1:9001', { addr: '[::1]:9001', weight: 3 }, 'unix:/run/app.sock']",
+    );
+    let names: Vec<&str> = pool.members().iter().map(|m| &**m.backend()).collect();
+    assert_eq!(
+        names,
+        ["127.0.0.1:9001", "[::1]:9001", "unix:/run/app.sock"]
+    );
+    let weights: Vec<u32> = pool.members().iter().map(|m| m.weight()).collect();
+    assert_eq!(weights, [1, 3, 1]);
+    assert_eq!(&**pool.members()[2].authority(), "localhost");
+}
+
+#[test]
+fn a_name_stands_for_all_of_its_addresses() {
+    let pool = pool("backends: [{ addr: 'localhost:9001', weight: 2 }]");
+    assert!(!pool.members().is_empty());
+    for member in pool.members() {
+        let address = member.address().as_inet().expect("an internet address");
+        assert!(address.ip().is_loopback() && address.port() == 9001);
+        assert_eq!(member.weight(), 2);
+        assert_eq!(&**member.authority(), "localhost:9001");
+    }
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_a_warning() {
+    let (pool, issues) = compile(
+        "backends: ['127.0.0.1:9001', 'no-such-name.invalid:80']",
+        None,
+    );
+    assert_eq!(pool.expect("a warning is no error").members().len(), 1);
+    let [issue] = &issues[..] else {
+        panic!("{issues:?}")
+    };
+    let expected = "warning: app.backends[1].addr: `no-such-name.invalid:80` does not resolve: ";
+    assert!(issue.starts_with(expected), "{issue}");
+    let (pool, _) = compile("backends: ['no-such-name.invalid:80']", None);
+    assert!(matches!(
+        pool.unwrap().pick(&mut Tried::default()),
+        Pick::Down
+    ));
+}
+
+#[test]
+fn all_mistakes_are_reported_in_one_run() {
+    let yaml = "
+        backends: ['127.0.0.1', '127.0.0.1:1', '127.0.0.1:1', { addr: 'app:0', weight: 0 }, { addr: '[::1]:1', weight: 1001 }]
+        health: { interval: 0s, timeout: 0s }
+        timeouts: { connect: 0s }";
+    assert_eq!(
+        issues(yaml),
+        [
+            "error: app.timeouts.connect: `connect` must be longer than zero",
+            "error: app.health.interval: `interval` must be longer than zero",
+            "error: app.health.timeout: `timeout` must be longer than zero",
+            "error: app.health: neither `http` nor `tcp` says what to check",
+            "error: app.backends[0].addr: `127.0.0.1` has no port",
+            "error: app.backends[2].addr: `127.0.0.1:1` is listed twice",
+            "error: app.backends[3].weight: a backend of weight `0` would get no requests",
+            "error: app.backends[3].addr: `0` is not a port",
+            "error: app.backends[4].weight: weight `1001` is more than 1000",
+        ]
+    );
+    assert_eq!(
+        issues("backends: []"),
+        ["error: app.backends: a pool needs at least one backend"]
+    );
+}
+
+#[test]
+fn mistakes_in_health_are_reported() {
+    let issues = |health: &str| {
+        issues(&format!(
+            "{{ backends: ['127.0.0.1:1'], health: {health} }}"
+        ))
+    };
+    let errors = |health: &str| -> Vec<String> {
+        let issues = issues(health).into_iter();
+        issues.filter(|issue| issue.starts_with("error")).collect()
+    };
+    assert_eq!(
+        errors("{ http: {}, tcp: {} }"),
+        ["error: app.health.tcp: `http` and `tcp` are both given"]
+    );
+    for path in ["healthz", "/a b", "/a#b", "''"] {
+        let found = errors(&format!("{{ http: {{ path: {path} }} }}"));
+        assert!(
+            found[0].starts_with("error: app.health.http.path: "),
+            "{found:?}"
+        );
+    }
+    for host in ["a b", "u@h", "''", "a/b"] {
+        let found = errors(&format!("{{ http: {{ host: {host} }} }}"));
+        assert!(
+            found[0].starts_with("error: app.health.http.host: "),
+            "{found:?}"
+        );
+    }
+    let found = errors("{ http: { expect: [] } }");
+    assert_eq!(
+        found,
+        ["error: app.health.http.expect: no status is expected, so no member would be up"]
+    );
+}
+
+#[test]
+fn what_does_not_exist_yet_is_refused() {
+    let message = refused("{ backends: ['app:1'], balance: least_conn }");
+    assert!(
+        message.contains("unknown variant `least_conn`, expected `round_robin`"),
+        "{message}"
+    );
+    for key in [
+        "passive",
+        "sticky",
+        "retry",
+        "protocol",
+        "tls",
+        "proxy_protocol",
+        "keepalive",
+    ] {
+        let message = refused(&format!("{{ backends: ['app:1'], {key}: 1 }}"));
+        assert!(
+            message.contains(&format!("unknown field `{key}`")),
+            "{message}"
+        );
+    }
+    refused("{ backends: ['app:1'], health: { tcp: {}, rise: 0 } }");
+    refused("{ backends: ['app:1'], health: { tcp: { port: 1 } } }");
+    refused("{ backends: ['app:1'], health: { http: { expect: 99 } } }");
+}
+
+#[test]
+fn defaults_are_as_documented() {
+    let pool = pool("{ backends: ['127.0.0.1:1'], health: { http: {} } }");
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let peer = pool.members()[0].peer();
+    assert_eq!(peer.options.connection_timeout, seconds(3));
+    assert_eq!(peer.options.total_connection_timeout, seconds(3));
+    assert_eq!(peer.options.read_timeout, seconds(60));
+    assert_eq!(peer.options.write_timeout, seconds(60));
+    assert_eq!(peer.options.idle_timeout, seconds(60));
+    let health = pool.config().health.clone().unwrap();
+    assert_eq!(health.interval.get(), Duration::from_secs(5));
+    assert_eq!(health.timeout.get(), Duration::from_secs(1));
+    assert_eq!((health.rise.get(), health.fall.get()), (2, 3));
+    let http = health.http.unwrap();
+    assert_eq!(http.path, "/");
+    assert_eq!(http.expect.0, ["200-299".parse().unwrap()]);
+}
+
+#[test]
+fn pools_that_differ_in_idle_time_do_not_share_connections() {
+    let key = |yaml: &str| pool(yaml).members()[0].peer().group_key;
+    let plain = key("{ backends: ['127.0.0.1:1'] }");
+    assert_eq!(
+        plain,
+        key("{ backends: ['127.0.0.1:1'], timeouts: { read: 1s } }")
+    );
+    assert_ne!(
+        plain,
+        key("{ backends: ['127.0.0.1:1'], timeouts: { idle: 1s } }")
+    );
+}
+
+#[test]
+fn a_request_gets_each_member_once() {
+    let pool = pool("backends: ['127.0.0.1:1', '127.0.0.1:2', '127.0.0.1:3']");
+    let mut tried = Tried::default();
+    for _ in 0..3 {
+        assert!(matches!(pool.pick(&mut tried), Pick::Member(_)));
+    }
+    assert!(matches!(pool.pick(&mut tried), Pick::Exhausted));
+    assert_eq!(walk(&pool), ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
+}
+
+#[test]
+fn pingoras_own_selection_gives_turns_of_the_same_sequence() {
+    // the set that Pingora keeps is in the order of addresses, the turns are not
+    let pool = pool("backends: [{ addr: '127.0.0.1:9', weight: 5 }, '127.0.0.1:1', '127.0.0.1:5']");
+    let mut ports = Vec::new();
+    for turn in 0..7 {
+        let address = if turn % 2 == 0 {
+            pool.backends.select(b"", 3).expect("all are up").addr
+        } else {
+            let mut tried = Tried::default();
+            let Pick::Member(member) = pool.pick(&mut tried) else {
+                panic!("all are up");
+            };
+            member.address().clone()
+        };
+        ports.push(address.as_inet().unwrap().port());
+    }
+    assert_eq!(ports, [9, 9, 1, 9, 5, 9, 9]);
+}
+
+#[test]
+fn requests_are_counted_in_and_out() {
+    let pool = pool("backends: ['127.0.0.1:1']");
+    let request = pool.members()[0].begin();
+    request.failed();
+    let status = &pool.status().members[0];
+    assert_eq!(
+        (status.in_flight, status.requests, status.failures),
+        (1, 1, 1)
+    );
+    drop(request);
+    let status = &pool.status().members[0];
+    assert_eq!(
+        (status.in_flight, status.requests, status.failures),
+        (0, 1, 1)
+    );
+}
+
+#[test]
+fn the_status_is_plain_data() {
+    let pool = pool("backends: [{ addr: '127.0.0.1:1', weight: 2 }]");
+    assert_eq!(
+        serde_json::to_value(pool.status()).unwrap(),
+        serde_json::json!({
+            "name": "app",
+            "up": 1,
+            "members": [{
+                "backend": "127.0.0.1:1", "weight": 2, "up": true, "since": null, "reason": null,
+                "in_flight": 0, "requests": 0, "failures": 0,
+            }],
+        })
+    );
+}
+
+#[test]
+fn a_member_goes_down_and_up_again() {
+    let (good, bad) = (Origin::tcp(OK), Origin::tcp(OK));
+    let pool = pool(&format!(
+        "{{ backends: ['{}', '{}'], health: {{ http: {{ path: '/healthz?x=1' }}, interval: 10ms, rise: 2, fall: 3 }} }}",
+        good.address, bad.address,
+    ));
+    run(async {
+        let _health = pool.spawn_health().expect("it has health checks");
+        eventually(true, || bad.probes() > 2).await;
+        assert_eq!(pool.status().up, 2);
+
+        bad.answer(BUSY);
+        eventually(1, || pool.status().up).await;
+        assert_eq!(walk(&pool), [good.address.as_str()]);
+        assert_eq!(
+            reasons(&pool),
+            [None, Some("status 503, expected 200-299".to_owned())]
+        );
+        assert!(pool.status().members[1].since.is_some());
+        assert!(
+            pool.backends
+                .select(b"", 2)
+                .is_some_and(|b| b.addr.to_string() == good.address)
+        );
+
+        bad.answer(OK);
+        eventually(2, || pool.status().up).await;
+        assert_eq!(walk(&pool).len(), 2);
+        assert_eq!(reasons(&pool), [None, None]);
+    });
+    let request = bad.requests.lock().unwrap()[0].to_lowercase();
+    assert!(
+        request.starts_with("get /healthz?x=1 http/1.1\r\n"),
+        "{request}"
+    );
+    assert!(
+        request.contains(&format!("\r\nhost: {}\r\n", bad.address)),
+        "{request}"
+    );
+}
+
+#[test]
+fn the_host_and_the_statuses_of_a_probe_can_be_chosen() {
+    let origin = Origin::tcp("HTTP/1.1 301 Moved Permanently\r\nContent-Length: 0\r\n\r\n");
+    let pool = pool(&format!(
+        "{{ backends: ['{}'], health: {{ http: {{ host: app.internal, expect: [204, 300-399] }}, interval: 10ms, fall: 1 }} }}",
+        origin.address,
+    ));
+    run(async {
+        let _health = pool.spawn_health();
+        eventually(true, || origin.probes() > 2).await;
+    });
+    assert_eq!(pool.status().up, 1);
+    let request = origin.requests.lock().unwrap()[0].to_lowercase();
+    assert!(request.contains("\r\nhost: app.internal\r\n"), "{request}");
+}
+
+#[test]
+fn an_interim_response_is_not_the_answer() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let origin = Origin::tcp(&format!("{hints}{OK}"));
+    let pool = pool(&format!(
+        "{{ backends: ['{}'], health: {{ http: {{}}, interval: 10ms, fall: 1 }} }}",
+        origin.address,
+    ));
+    run(async {
+        let _health = pool.spawn_health();
+        eventually(true, || origin.probes() > 2).await;
+    });
+    assert_eq!(pool.status().up, 1, "{:?}", reasons(&pool));
+}
+
+#[test]
+fn a_failed_probe_says_why() {
+    let origins = [
+        Origin::tcp(SILENCE),
+        Origin::tcp("SSH-2.0-OpenSSH\r\n\r\n"),
+        Origin::tcp("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"),
+    ];
+    let mut addresses: Vec<&str> = origins.iter().map(|o| o.address.as_str()).collect();
+    let (_socket, closed) = closed();
+    addresses.extend([closed.as_str(), "unix:/no/such/app.sock"]);
+    let pool = pool(&format!(
+        "{{ backends: {addresses:?}, health: {{ http: {{}}, interval: 10ms, timeout: 100ms, fall: 1 }} }}",
+    ));
+    run(async {
+        let _health = pool.spawn_health();
+        eventually(0, || pool.status().up).await;
+    });
+    let reasons: Vec<String> = reasons(&pool).into_iter().flatten().collect();
+    assert_eq!(
+        reasons,
+        [
+            "no answer within 100ms",
+            "the answer is not HTTP",
+            "connection closed before the end of the answer",
+            "connection refused",
+            "no such file or directory",
+        ]
+    );
+    assert!(matches!(pool.pick(&mut Tried::default()), Pick::Down));
+}
+
+#[test]
+fn unix_sockets_are_probed_both_ways() {
+    for (name, probe) in [("http", "http: {}"), ("tcp", "tcp: {}")] {
+        let origin = Origin::unix(name, OK);
+        let pool = pool(&format!(
+            "{{ backends: ['{}', 'unix:/no/such/app.sock'], health: {{ {probe}, interval: 10ms, fall: 1 }} }}",
+            origin.address,
+        ));
+        run(async {
+            let _health = pool.spawn_health();
+            eventually(true, || origin.probes() > 2).await;
+            eventually(1, || pool.status().up).await;
+        });
+        assert_eq!(walk(&pool), [origin.address.as_str()]);
+    }
+}
+
+#[test]
+fn tcp_probes_find_out_who_listens() {
+    let origin = Origin::tcp(BUSY);
+    let (_socket, closed) = closed();
+    let pool = pool(&format!(
+        "{{ backends: ['{}', '{}'], health: {{ tcp: {{}}, interval: 10ms, fall: 2 }} }}",
+        origin.address, closed,
+    ));
+    run(async {
+        let _health = pool.spawn_health();
+        eventually(1, || pool.status().up).await;
+    });
+    assert_eq!(walk(&pool), [origin.address.as_str()]);
+    assert_eq!(reasons(&pool)[1].as_deref(), Some("connection refused"));
+}
+
+#[test]
+fn dropping_the_task_ends_the_probes() {
+    let origin = Origin::tcp(OK);
+    let pool = pool(&format!(
+        "{{ backends: ['{}'], health: {{ http: {{}}, interval: 10ms }} }}",
+        origin.address,
+    ));
+    run(async {
+        let health = pool.spawn_health();
+        eventually(true, || origin.probes() > 0).await;
+        drop(health);
+        // the task held the only other reference
+        eventually(1, || Arc::strong_count(&pool)).await;
+    });
+}
+
+#[test]
+fn a_pool_without_checks_has_no_task() {
+    let pool = pool("backends: ['127.0.0.1:1']");
+    run(async { assert!(pool.spawn_health().is_none()) });
+}
+
+#[test]
+fn an_unchanged_pool_stays_the_same() {
+    let yaml = "{ backends: ['127.0.0.1:1', 'localhost:2'], health: { tcp: {} } }";
+    let before = pool(yaml);
+    assert!(Arc::ptr_eq(&before, &reload(yaml, Some(&before))));
+    let after = reload(&yaml.replace("localhost:2", "127.0.0.1:2"), Some(&before));
+    assert!(!Arc::ptr_eq(&before, &after));
+}
+
+#[test]
+fn members_that_stay_keep_their_state_and_counters() {
+    let good = Origin::tcp(OK);
+    let (socket, closed) = closed();
+    let before = pool(&format!(
+        "{{ backends: ['{}', '{closed}'], health: {{ http: {{}}, interval: 10ms }} }}",
+        good.address,
+    ));
+    run(async {
+        let _health = before.spawn_health();
+        eventually(1, || before.status().up).await;
+    });
+    let request = before.members()[1].begin();
+    request.failed();
+
+    // another order, other weights, a new member
+    let yaml = format!(
+        "{{ backends: [{{ addr: '{closed}', weight: 5 }}, '127.0.0.1:1', '{}'], health: {{ http: {{}}, interval: 10ms }} }}",
+        good.address,
+    );
+    let after = reload(&yaml, Some(&before));
+    let status = after.status();
+    assert_eq!((status.up, walk(&after).len()), (2, 2));
+    assert_eq!(
+        (&status.members[0].up, &status.members[0].since),
+        (&false, &before.status().members[1].since)
+    );
+    assert_eq!(
+        status.members[0].reason.as_deref(),
+        Some("connection refused")
+    );
+    assert_eq!(
+        (status.members[0].in_flight, status.members[0].failures),
+        (1, 1)
+    );
+    drop(request);
+    assert_eq!(after.status().members[0].in_flight, 0);
+
+    // Pingora knows, too: were it not down there, passed probes would never bring it up
+    socket.listen(8).unwrap();
+    let listener: TcpListener = socket.into();
+    let back = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(OK.as_bytes());
+        }
+    });
+    run(async {
+        let _health = after.spawn_health();
+        eventually(true, || after.members()[0].health().is_up()).await;
+    });
+    back.join().unwrap();
+
+    // without checks nothing would bring a member up
+    let unchecked = reload(
+        &format!("backends: ['{closed}', '127.0.0.1:1']"),
+        Some(&after),
+    );
+    assert_eq!(unchecked.status().up, 2);
+    assert_eq!(unchecked.status().members[0].failures, 1);
+}
+
+#[test]
+fn a_name_that_stops_resolving_keeps_its_addresses() {
+    let before = pool("backends: ['127.0.0.2:80']");
+    let mut before = Arc::into_inner(before).expect("not shared yet");
+    let address = before.members[0].address().clone();
+    let name: Arc<str> = "no-such-name.invalid:80".into();
+    let member = Member::new(0, address, name, 1, PeerOptions::new(), 0);
+    before.members = [Arc::new(member)].into();
+
+    let yaml = "backends: ['no-such-name.invalid:80']";
+    let (after, issues) = compile(yaml, Some(&Arc::new(before)));
+    assert_eq!(issues.len(), 1, "{issues:?}");
+    let after = after.expect("a warning is no error");
+    assert_eq!(walk(&after), ["127.0.0.2:80"]);
+}
