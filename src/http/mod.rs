@@ -1,1 +1,11 @@
 //! Rules of HTTP without I/O.
+
+pub mod accept;
+pub mod conditional;
+pub mod date;
+pub mod forwarded;
+pub mod hop;
+pub mod host;
+pub mod mime;
+pub mod path;
+pub mod range;

@@ -1,0 +1,206 @@
+//! Hop-by-hop headers: those that speak about one connection and must not be passed on (RFC 9110 section 7.6.1).
+//!
+//! `Transfer-Encoding` is one too, but it is left alone here: it tells Pingora how to frame the body on the other side,
+//! and Pingora takes it off or puts it on to suit the protocol spoken there.
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    UPGRADE,
+];
+
+/// A `Connection` header that names one of these is an attack or a mistake: without them the message would mean
+/// something else to the next hop than it meant here.
+const END_TO_END: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING];
+
+/// Removes the hop-by-hop headers of a request and those that its `Connection` names.
+///
+/// With `keep_upgrade`, a request to change protocols (WebSocket) remains one. On HTTP/2, `TE: trailers` is no
+/// hop-by-hop header (RFC 9113 section 8.2.2), and gRPC servers insist on it.
+pub fn remove_from_request(request: &mut RequestHeader, keep_upgrade: bool) {
+    let trailers = request.version == Version::HTTP_2
+        && request.headers.get(TE).is_some_and(|te| te == "trailers");
+    for name in to_remove(&request.headers, keep_upgrade) {
+        if !(trailers && name == TE) {
+            request.remove_header(&name);
+        }
+    }
+    if keep_upgrade && request.headers.contains_key(UPGRADE) {
+        // a known name with a valid value: the only error there is cannot happen
+        let _ = request.insert_header(CONNECTION, UPGRADE_OPTION);
+    }
+}
+
+/// Removes the hop-by-hop headers of a response and those that its `Connection` names; `keep_upgrade` is for a 101.
+pub fn remove_from_response(response: &mut ResponseHeader, keep_upgrade: bool) {
+    for name in to_remove(&response.headers, keep_upgrade) {
+        response.remove_header(&name);
+    }
+    if keep_upgrade && response.headers.contains_key(UPGRADE) {
+        // as above
+        let _ = response.insert_header(CONNECTION, UPGRADE_OPTION);
+    }
+}
+
+const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("upgrade");
+
+/// Most messages have none of these or a plain `Connection`, for which the list allocates nothing.
+fn to_remove(headers: &HeaderMap, keep_upgrade: bool) -> Vec<HeaderName> {
+    let present = |name: &HeaderName| headers.contains_key(name);
+    let nominated = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+        .filter(|name| !END_TO_END.contains(name));
+    HOP_BY_HOP
+        .into_iter()
+        .chain(nominated)
+        .filter(|name| present(name) && !(keep_upgrade && name == UPGRADE))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: Version, lines: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        request.set_version(version);
+        for (name, value) in lines {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn hop_by_hop_and_nominated_headers_go() {
+        let mut request = request(
+            Version::HTTP_11,
+            &[
+                ("Host", "a"),
+                ("Connection", "close, X-Secret"),
+                ("Connection", "x-other , keep-alive, ,"),
+                ("Keep-Alive", "timeout=5"),
+                ("Proxy-Connection", "keep-alive"),
+                ("Proxy-Authorization", "Basic x"),
+                ("TE", "trailers"),
+                ("Trailer", "X-Sum"),
+                ("Upgrade", "websocket"),
+                ("HTTP2-Settings", "x"),
+                ("X-Secret", "1"),
+                ("X-Other", "2"),
+                ("X-Kept", "3"),
+                ("Cookie", "a=b"),
+            ],
+        );
+        remove_from_request(&mut request, false);
+        assert_eq!(names(&request.headers), ["cookie", "host", "x-kept"]);
+    }
+
+    #[test]
+    fn the_header_case_map_stays_in_step() {
+        let mut request = request(
+            Version::HTTP_11,
+            &[
+                ("HOST", "a"),
+                ("CONNECTION", "X-Secret"),
+                ("X-Secret", "1"),
+                ("X-Kept", "3"),
+            ],
+        );
+        remove_from_request(&mut request, false);
+        assert_eq!(request.case_header_iter().count(), 2);
+    }
+
+    #[test]
+    fn framing_and_host_cannot_be_nominated() {
+        let mut request = request(
+            Version::HTTP_11,
+            &[
+                ("Host", "a"),
+                ("Content-Length", "3"),
+                ("Transfer-Encoding", "chunked"),
+                ("Connection", "host, content-length, transfer-encoding"),
+            ],
+        );
+        remove_from_request(&mut request, false);
+        assert_eq!(
+            names(&request.headers),
+            ["content-length", "host", "transfer-encoding"]
+        );
+    }
+
+    #[test]
+    fn an_upgrade_remains_when_asked_for() {
+        let lines = [
+            ("Connection", "Upgrade, X-Secret"),
+            ("Upgrade", "websocket"),
+            ("X-Secret", "1"),
+        ];
+        let mut request = request(Version::HTTP_11, &lines);
+        remove_from_request(&mut request, true);
+        assert_eq!(names(&request.headers), ["connection", "upgrade"]);
+        assert_eq!(request.headers[CONNECTION], "upgrade");
+        remove_from_request(&mut request, false);
+        assert_eq!(names(&request.headers), [""; 0]);
+    }
+
+    #[test]
+    fn a_connection_header_alone_is_no_upgrade() {
+        let mut request = request(Version::HTTP_11, &[("Connection", "upgrade")]);
+        remove_from_request(&mut request, true);
+        assert_eq!(names(&request.headers), [""; 0]);
+    }
+
+    #[test]
+    fn te_trailers_is_kept_on_http2_only() {
+        let lines = [("TE", "trailers")];
+        let mut h2 = request(Version::HTTP_2, &lines);
+        remove_from_request(&mut h2, false);
+        assert_eq!(names(&h2.headers), ["te"]);
+        let mut h1 = request(Version::HTTP_11, &lines);
+        remove_from_request(&mut h1, false);
+        assert_eq!(names(&h1.headers), [""; 0]);
+    }
+
+    #[test]
+    fn responses() {
+        let mut response = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("Connection", "close, X-Hop"),
+            ("Upgrade", "h2"),
+            ("Keep-Alive", "timeout=5"),
+            ("Proxy-Authenticate", "Basic"),
+            ("X-Hop", "1"),
+            ("Content-Type", "text/plain"),
+            ("Transfer-Encoding", "chunked"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        remove_from_response(&mut response, false);
+        assert_eq!(
+            names(&response.headers),
+            ["content-type", "transfer-encoding"]
+        );
+    }
+}
