@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use http::Method;
 use pingora::server::configuration::Opt;
 
-use crate::config::{self, Config};
+use crate::config;
 use crate::exchange::Failure;
 use crate::http::{host, path};
 use crate::issue::Issues;

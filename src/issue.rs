@@ -150,6 +150,11 @@ impl Issues {
         self.push(Severity::Error, path, message.into())
     }
 
+    /// How many errors there are.
+    pub fn errors(&self) -> usize {
+        self.0.iter().filter(|issue| issue.severity == Severity::Error).count()
+    }
+
     pub fn has_errors(&self) -> bool {
         self.0.iter().any(|issue| issue.severity == Severity::Error)
     }

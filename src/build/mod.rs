@@ -11,7 +11,7 @@ use crate::pool::Pool;
 /// that one run finds all mistakes.
 pub struct Build<'a> {
     pub issues: Issues,
-    sources: &'a Sources,
+    pub sources: &'a Sources,
     pools: HashMap<String, Arc<Pool>>,
     /// Names that the regex of the route being compiled captures: `$name` in its templates.
     pub captures: Vec<String>,
@@ -50,7 +50,8 @@ impl<'a> Build<'a> {
         if let Some(pool) = self.pools.get(name) {
             return Some(pool.clone());
         }
-        self.error(at, format!("no pool named `{name}`"));
+        let hint = crate::value::hint(name, "pools are", self.pools.keys().map(String::as_str));
+        self.issues.error(at, format!("no pool named `{name}`")).hint(hint);
         None
     }
 }

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
+use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer};
 
 use crate::filter::Filters;
-use crate::router::Site;
-use crate::value::{Cidr, Short, Span};
+use crate::router::config::Site;
+use crate::value::keys::{self, Keyed};
+use crate::value::{Cidr, OneOrMany};
 use crate::{handler, log, net, pool};
 
 mod de;
@@ -67,10 +69,40 @@ pub struct Config {
 }
 
 /// One companion static-file service: `static.NAME`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Static {
-    pub bind: crate::value::OneOrMany<net::Bind>,
+    /// Where to listen, as in `listeners`.
+    pub bind: OneOrMany<net::Bind>,
+    #[schemars(flatten)]
     pub files: handler::files::Config,
+}
+
+impl Keyed for Static {
+    const EXPECTING: &'static str = "a static-file service";
+    const KEYS: &'static [&'static str] =
+        &keys::join::<{ 1 + handler::files::Config::KEYS.len() }>(&[
+            &["bind"],
+            handler::files::Config::KEYS,
+        ]);
+
+    fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        key: &'static str,
+        map: &mut A,
+    ) -> Result<(), A::Error> {
+        match key {
+            "bind" => self.bind = map.next_value()?,
+            key => self.files.read(key, map)?,
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Static {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Static, D::Error> {
+        keys::deserialize(deserializer)
+    }
 }
 
 /// The only version so far.

@@ -1,10 +1,11 @@
 //! The facts about one exchange, from the first byte of the request to the access log.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Failure;
+pub use crate::net::{Connection, TlsFacts};
 
 /// What is known about one request and its answer so far.
 ///
@@ -43,30 +44,6 @@ pub struct Cx {
     pub request_length: u64,
     /// Why weir itself ended this request, if it did.
     pub failure: Option<Failure>,
-}
-
-/// Facts that all requests of one connection share.
-#[derive(Debug, Default)]
-pub struct Connection {
-    /// Number of the connection within this process, from 1 (nginx's `$connection`).
-    pub number: u64,
-    /// The other end; `None` on a unix socket.
-    pub peer: Option<SocketAddr>,
-    /// Our end; `None` on a unix socket.
-    pub local: Option<SocketAddr>,
-    /// Name of the listener in the configuration.
-    pub listener: Arc<str>,
-    /// What the TLS handshake agreed on; `None` on a plain connection.
-    pub tls: Option<TlsFacts>,
-}
-
-#[derive(Debug, Default)]
-pub struct TlsFacts {
-    /// Such as `TLSv1.3`.
-    pub version: &'static str,
-    pub cipher: &'static str,
-    /// Server name that the client asked for, lower case; empty when it named none.
-    pub server_name: String,
 }
 
 /// One try to get an answer from a backend.

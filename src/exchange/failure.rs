@@ -46,6 +46,11 @@ impl Failure {
         }
     }
 
+    /// Whether there is still a client to tell.
+    pub fn reaches_client(self) -> bool {
+        self != Failure::ClientClosed
+    }
+
     /// The word in the access log that says who ended the request, and when.
     pub fn word(self) -> &'static str {
         match self {

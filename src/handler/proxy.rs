@@ -230,7 +230,7 @@ pub fn prepare(
     if let Some(target) = &cx.target {
         upstream.set_raw_path(target.as_bytes())?;
     }
-    hop::remove_from_request(upstream);
+    hop::remove_from_request(upstream, true);
     if let Some(host) = host_of(request) {
         upstream.insert_header(header::HOST, host.clone())?;
         if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {

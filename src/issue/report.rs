@@ -20,18 +20,41 @@ impl fmt::Display for Issues {
 }
 
 /// The block of one issue, without a line end after it.
-impl fmt::Display for Issue {
+impl Issue {
+    /// The issue on one line, for a log: place, path, message and hint, without the source.
+    pub fn headline(&self) -> String {
+        let mut line = Heading(self).to_string();
+        if let Some(hint) = &self.hint {
+            line.push_str(" (");
+            line.push_str(hint);
+            line.push(')');
+        }
+        line
+    }
+}
+
+/// The first line of an issue.
+struct Heading<'a>(&'a Issue);
+
+impl fmt::Display for Heading<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(place) = &self.place {
+        let Heading(issue) = self;
+        if let Some(place) = &issue.place {
             write!(f, "{place}: ")?;
         }
-        if self.severity == Severity::Warning {
+        if issue.severity == Severity::Warning {
             f.write_str("warning: ")?;
         }
-        if !self.path.0.is_empty() {
-            write!(f, "{}: ", self.path)?;
+        if !issue.path.0.is_empty() {
+            write!(f, "{}: ", issue.path)?;
         }
-        f.write_str(&self.message)?;
+        f.write_str(&issue.message)
+    }
+}
+
+impl fmt::Display for Issue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Heading(self))?;
         match self
             .place
             .as_ref()

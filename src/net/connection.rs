@@ -20,7 +20,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::tls::SslStream;
 use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
-use pingora::timeout::timeout;
+use pingora_timeout::timeout;
 use tokio::io::AsyncReadExt;
 
 use super::stream::{ClientStream, Connection, Slot, Socket};

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use http::header;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
@@ -84,8 +83,7 @@ impl HttpServerApp for Companion {
 
 fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
     let request = session.req_header();
-    let authority = request.headers.get(header::HOST).map_or(&b""[..], |host| host.as_bytes());
-    let understood = host::normalise_into(authority, &mut cx.host).is_ok()
+    let understood = host::normalise_into(super::authority(request), &mut cx.host).is_ok()
         && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();
     if !understood {
         cx.failure = Some(Failure::BadRequest);

@@ -242,11 +242,7 @@ impl ProxyHttp for Weir {
 fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), Failure> {
     let cx = &mut x.cx;
     cx.client = client(request, cx, &x.snapshot);
-    let authority = match request.uri.authority() {
-        Some(authority) => authority.as_str().as_bytes(),
-        None => request.headers.get(header::HOST).map_or(&b""[..], |host| host.as_bytes()),
-    };
-    host::normalise_into(authority, &mut cx.host).map_err(|_| Failure::BadRequest)?;
+    host::normalise_into(authority(request), &mut cx.host).map_err(|_| Failure::BadRequest)?;
     path::normalise_into(request.uri.path(), &mut cx.path).map_err(|_| Failure::BadRequest)?;
     let secure = cx.connection.tls.is_some();
     let site = x
@@ -272,6 +268,14 @@ fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), F
             Err(Failure::NoRoute)
         }
     }
+}
+
+/// Who is asked: HTTP/2 and absolute targets say it in the URI, all others in `Host`.
+fn authority(request: &RequestHeader) -> &[u8] {
+    if let Some(authority) = request.uri.authority() {
+        return authority.as_str().as_bytes();
+    }
+    request.headers.get(header::HOST).map_or(b"", |host| host.as_bytes())
 }
 
 /// The client's address: the peer, or whom a trusted proxy names.

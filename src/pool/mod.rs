@@ -348,6 +348,11 @@ impl Pool {
         }
     }
 
+    /// Whether no member is up.
+    pub fn is_down(&self) -> bool {
+        self.balancer.is_empty()
+    }
+
     /// Starts the health checks, if the pool has any; the first round of probes at once. Needs a running tokio runtime.
     pub fn spawn_health(self: &Arc<Self>) -> Option<HealthTask> {
         self.config.health.as_ref()?;

@@ -2,7 +2,6 @@
 //! companion (listeners in front of files). Each owns its open sockets and follows the live snapshot.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -52,10 +51,14 @@ impl Handle {
         self.doors.lock().0.contains_key(bind)
     }
 
-    /// Calls `f` with all listening sockets, by address as written.
-    pub fn with_sockets<R>(&self, f: impl FnOnce(Vec<(String, BorrowedFd<'_>)>) -> R) -> R {
+    /// The listening sockets, by address as written.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn sockets(&self) -> std::io::Result<Vec<(String, ListenSocket)>> {
         let doors = self.doors.lock();
-        f(doors.0.iter().map(|(bind, door)| (bind.to_string(), door.socket.as_fd())).collect())
+        let each = doors.0.iter();
+        each.map(|(bind, door)| Ok((bind.to_string(), door.socket.try_clone()?))).collect()
     }
 
     /// Stops accepting and lets every connection finish what it is at.

@@ -3,7 +3,6 @@
 //! Pingora waits for its shutdown signal here; when this returns, everything that could finish has finished, so the
 //! answer is always a fast shutdown: Pingora's graceful one sleeps for a fixed time and then cuts.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -105,7 +104,14 @@ impl Signals {
     async fn hand_over(&self) -> std::io::Result<Handover> {
         let services = self.services.clone();
         let path = self.upgrade_sock.clone();
-        tokio::task::spawn_blocking(move || with_all_sockets(&services, Vec::new(), &path)).await?
+        let hand_over = move || {
+            let mut sockets = Vec::new();
+            for service in &services {
+                sockets.extend(service.sockets()?);
+            }
+            upgrade::hand_over(&path, &sockets)
+        };
+        tokio::task::spawn_blocking(hand_over).await?
     }
 
     /// Ends when the last connection has, or when the grace period is over.
@@ -125,20 +131,5 @@ impl Signals {
             }
             tokio::time::sleep(DRAIN_TICK).await;
         }
-    }
-}
-
-/// Borrows the sockets of one service after the other, then hands all of them over.
-fn with_all_sockets(
-    services: &[Handle],
-    mut sockets: Vec<(String, BorrowedFd<'_>)>,
-    path: &std::path::Path,
-) -> std::io::Result<Handover> {
-    match services {
-        [] => upgrade::hand_over(path, &sockets),
-        [service, rest @ ..] => service.with_sockets(|own| {
-            sockets.extend(own);
-            with_all_sockets(rest, sockets, path)
-        }),
     }
 }

@@ -115,10 +115,10 @@ pub enum Handover {
 ///
 /// # Errors
 /// When a new process was there but did not come to serve; this one must go on.
-pub fn hand_over(path: &Path, sockets: &[(String, BorrowedFd<'_>)]) -> io::Result<Handover> {
+pub fn hand_over(path: &Path, sockets: &[(String, impl AsFd)]) -> io::Result<Handover> {
     let Some(receiver) = connect(path)? else { return Ok(Handover::Nobody) };
     for (name, fd) in sockets {
-        send_one(receiver.as_fd(), name.as_bytes(), Some(fd.as_raw_fd()))?;
+        send_one(receiver.as_fd(), name.as_bytes(), Some(fd.as_fd().as_raw_fd()))?;
     }
     send_one(receiver.as_fd(), END, None)?;
     wait_readable(receiver.as_fd(), WAIT_FOR_READY)?;
@@ -244,7 +244,7 @@ mod tests {
         let receiver = Receiver::listen(&path).unwrap();
         let sender = std::thread::spawn({
             let path = path.clone();
-            move || hand_over(&path, &[])
+            move || hand_over(&path, &[] as &[(String, OwnedFd)])
         });
         let (_, successor) = receiver.receive().unwrap();
         drop(successor);

@@ -118,7 +118,7 @@ fn pools(
     let mut pools = BTreeMap::new();
     for (name, pool) in &config.pools {
         let before = previous.and_then(|previous| previous.pools.get(name));
-        if let Some(pool) = pool.compile(name, before, &at.key(name), b) {
+        if let Some(pool) = pool.compile(name, before, &at.key(name), b.sources, &mut b.issues) {
             pools.insert(name.clone(), pool);
         }
     }

@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use super::{Boot, Live, Plan, Snapshot, compile};
 use crate::config::{Config, load};
-use crate::issue::{At, Issues, Sources};
+use crate::issue::{At, Issues};
 
 /// Loads and compiles a file, on top of what runs if something does.
 ///
 /// # Errors
 /// All that is wrong in the file, located.
 pub fn load(file: &Path, previous: Option<&Snapshot>) -> Result<(Plan, Issues), Issues> {
-    let (config, sources): (Config, Sources) = load::load(file)?;
-    let (plan, mut issues) = compile(&config, &sources, previous);
+    let (config, sources) = load::load::<Config>(file);
+    let (plan, mut issues) = compile(&config?, &sources, previous);
     issues.locate(&sources);
     match plan {
         Some(plan) if !issues.has_errors() => Ok((plan, issues)),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::Snapshot;
 use crate::pool::{HealthTask, Pool};
 
-/// The health checks that run now.
+/// The health checks that run now; dropping one ends it.
 #[derive(Default)]
 pub struct Tasks {
-    health: Vec<(Arc<Pool>, HealthTask)>,
+    health: Vec<(Arc<Pool>, Option<HealthTask>)>,
 }
 
 impl Tasks {

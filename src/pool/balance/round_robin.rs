@@ -51,6 +51,11 @@ impl SmoothRoundRobin {
         self.order.store(period(&self.weights, is_up).into());
     }
 
+    /// Whether no member is up.
+    pub fn is_empty(&self) -> bool {
+        self.order.load().is_empty()
+    }
+
     /// Whose turn it is, among the members that are up and not tried yet.
     pub fn pick(&self, tried: &Tried) -> Option<usize> {
         let order = self.order.load();
