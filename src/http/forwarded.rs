@@ -7,16 +7,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
 /// The `X-Forwarded-For` to send upstream; `None` when there is nothing to say, and the header is to be removed.
 ///
 /// Behind a trusted proxy the peer is added to what it says; from anyone else the list starts anew. A peer on a unix
 /// socket has no address to add.
-pub fn x_forwarded_for(
-    headers: &HeaderMap,
+pub fn forwarded_for(
     peer: Option<IpAddr>,
+    headers: &HeaderMap,
     trusted: bool,
 ) -> Option<HeaderValue> {
     let mut value = Vec::new();
@@ -58,7 +58,7 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: impl Fn(IpAddr) -> boo
     let (name, address): (_, fn(&str) -> Option<IpAddr>) =
         match headers.contains_key(X_FORWARDED_FOR) {
             true => (X_FORWARDED_FOR, node),
-            false => (FORWARDED, forwarded_for),
+            false => (FORWARDED, element),
         };
     let lines = headers.get_all(name);
     // a line that is not text ends what can be known, like an entry that is no address
@@ -77,8 +77,8 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: impl Fn(IpAddr) -> boo
 }
 
 /// `for=` of one element of `Forwarded`. A comma or semicolon within quotes cannot be part of an address.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let value = element.split(';').find_map(|pair| {
+fn element(text: &str) -> Option<IpAddr> {
+    let value = text.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
         name.trim()
             .eq_ignore_ascii_case("for")
@@ -128,15 +128,15 @@ mod tests {
             (X_FORWARDED_FOR, " 3.3.3.3 "),
         ]);
         let peer = Some(ip("10.0.0.1"));
-        let all = x_forwarded_for(&told, peer, true).unwrap();
+        let all = forwarded_for(peer, &told, true).unwrap();
         assert_eq!(all, "1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.1");
-        assert_eq!(x_forwarded_for(&told, peer, false).unwrap(), "10.0.0.1");
+        assert_eq!(forwarded_for(peer, &told, false).unwrap(), "10.0.0.1");
         assert_eq!(
-            x_forwarded_for(&headers(&[]), peer, true).unwrap(),
+            forwarded_for(peer, &headers(&[]), true).unwrap(),
             "10.0.0.1"
         );
         assert_eq!(
-            x_forwarded_for(&headers(&[(X_FORWARDED_FOR, "")]), peer, true).unwrap(),
+            forwarded_for(peer, &headers(&[(X_FORWARDED_FOR, "")]), true).unwrap(),
             "10.0.0.1"
         );
     }
@@ -144,13 +144,13 @@ mod tests {
     #[test]
     fn a_unix_peer_adds_nothing() {
         let told = headers(&[(X_FORWARDED_FOR, "1.1.1.1")]);
-        assert_eq!(x_forwarded_for(&told, None, true).unwrap(), "1.1.1.1");
-        assert_eq!(x_forwarded_for(&told, None, false), None);
+        assert_eq!(forwarded_for(None, &told, true).unwrap(), "1.1.1.1");
+        assert_eq!(forwarded_for(None, &told, false), None);
     }
 
     #[test]
     fn mapped_addresses_are_written_plainly() {
-        let value = x_forwarded_for(&headers(&[]), Some(ip("::ffff:1.2.3.4")), false);
+        let value = forwarded_for(Some(ip("::ffff:1.2.3.4")), &headers(&[]), false);
         assert_eq!(value.unwrap(), "1.2.3.4");
     }
 

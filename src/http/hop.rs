@@ -7,7 +7,7 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -39,13 +39,15 @@ pub fn remove_from_request(request: &mut RequestHeader, keep_upgrade: bool) {
         }
     }
     if keep_upgrade && request.headers.contains_key(UPGRADE) {
-        // a known name with a valid value: the only error there is cannot happen
+        // a static value under a static name cannot be refused
         let _ = request.insert_header(CONNECTION, UPGRADE_OPTION);
     }
 }
 
-/// Removes the hop-by-hop headers of a response and those that its `Connection` names; `keep_upgrade` is for a 101.
-pub fn remove_from_response(response: &mut ResponseHeader, keep_upgrade: bool) {
+/// Removes the hop-by-hop headers of a response and those that its `Connection` names. A 101 that agrees to an upgrade
+/// remains one.
+pub fn remove_from_response(response: &mut ResponseHeader) {
+    let keep_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
     for name in to_remove(&response.headers, keep_upgrade) {
         response.remove_header(&name);
     }
@@ -55,7 +57,7 @@ pub fn remove_from_response(response: &mut ResponseHeader, keep_upgrade: bool) {
     }
 }
 
-const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("upgrade");
+const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("Upgrade");
 
 /// Most messages have none of these or a plain `Connection`, for which the list allocates nothing.
 fn to_remove(headers: &HeaderMap, keep_upgrade: bool) -> Vec<HeaderName> {
@@ -160,7 +162,7 @@ mod tests {
         let mut request = request(Version::HTTP_11, &lines);
         remove_from_request(&mut request, true);
         assert_eq!(names(&request.headers), ["connection", "upgrade"]);
-        assert_eq!(request.headers[CONNECTION], "upgrade");
+        assert_eq!(request.headers[CONNECTION], "Upgrade");
         remove_from_request(&mut request, false);
         assert_eq!(names(&request.headers), [""; 0]);
     }
@@ -197,10 +199,22 @@ mod tests {
         ] {
             response.append_header(name, value).unwrap();
         }
-        remove_from_response(&mut response, false);
+        remove_from_response(&mut response);
         assert_eq!(
             names(&response.headers),
             ["content-type", "transfer-encoding"]
         );
+    }
+
+    #[test]
+    fn a_101_keeps_its_upgrade() {
+        let mut response = ResponseHeader::build(101, None).unwrap();
+        response
+            .append_header("Connection", "upgrade, X-Hop")
+            .unwrap();
+        response.append_header("Upgrade", "websocket").unwrap();
+        response.append_header("X-Hop", "1").unwrap();
+        remove_from_response(&mut response);
+        assert_eq!(names(&response.headers), ["connection", "upgrade"]);
     }
 }

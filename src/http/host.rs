@@ -24,11 +24,12 @@ const LONGEST: usize = 253;
 ///
 /// A name is letters, digits, hyphens, underscores and dots. RFC 3986 would let more stand there, but nothing that
 /// resolves has it, and a strict alphabet means that `$host` can be put into a redirect, a log or a cache key as it is.
-pub fn normalise_into(authority: &str, out: &mut String) -> Result<(), InvalidHost> {
+pub fn normalise_into(authority: &[u8], out: &mut String) -> Result<(), InvalidHost> {
     out.clear();
     if authority.is_empty() {
         return Ok(());
     }
+    let authority = str::from_utf8(authority).map_err(|_| InvalidHost)?;
     if let Some(bracketed) = authority.strip_prefix('[') {
         let (address, port) = bracketed.split_once(']').ok_or(InvalidHost)?;
         let address: Ipv6Addr = address.parse().map_err(|_| InvalidHost)?;
@@ -86,7 +87,7 @@ mod tests {
 
     fn normalise(authority: &str) -> Result<String, InvalidHost> {
         let mut out = String::from("old");
-        normalise_into(authority, &mut out).map(|()| out)
+        normalise_into(authority.as_bytes(), &mut out).map(|()| out)
     }
 
     #[test]

@@ -210,6 +210,12 @@ pub fn encode(path: &str) -> PercentEncode<'_> {
     utf8_percent_encode(path, NOT_IN_PATH)
 }
 
+/// A query as it can stand in a URI. What is percent-encoded already stays as it is.
+pub fn encode_query(query: &str) -> PercentEncode<'_> {
+    const NOT_IN_QUERY: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>');
+    utf8_percent_encode(query, NOT_IN_QUERY)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

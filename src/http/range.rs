@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use http::HeaderValue;
+use http::header::RANGE;
+use http::{HeaderMap, HeaderValue};
 
 /// What to answer to a `Range` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// Everything (200): the header asks for no range that is understood.
+    /// Everything (200): there is no header, or it asks for no range that is understood.
     Whole,
     /// These bytes (206); never empty.
     Part(Range<u64>),
@@ -15,12 +16,17 @@ pub enum Wanted {
     Nothing,
 }
 
-/// Reads a `Range` header for a representation of `size` bytes.
+/// Reads the `Range` header for a representation of `size` bytes.
 ///
-/// A header that is malformed or in another unit is ignored, as section 14.2 allows. So is one that lists several
+/// One that is malformed or in another unit is ignored, as section 14.2 allows. So is one that lists several
 /// ranges: a server may always answer with the whole, and only a few clients read `multipart/byteranges`.
-pub fn wanted(header: &HeaderValue, size: u64) -> Wanted {
-    parse(header.as_bytes()).map_or(Wanted::Whole, |spec| spec.of(size))
+pub fn wanted(headers: &HeaderMap, size: u64) -> Wanted {
+    let mut lines = headers.get_all(RANGE).iter();
+    match (lines.next(), lines.next()) {
+        (Some(line), None) => parse(line.as_bytes()).map_or(Wanted::Whole, |spec| spec.of(size)),
+        // two lines are a list of ranges
+        _ => Wanted::Whole,
+    }
 }
 
 /// `Content-Range` of an answer with a part.
@@ -95,7 +101,8 @@ mod tests {
     use super::*;
 
     fn of(header: &str, size: u64) -> Wanted {
-        wanted(&HeaderValue::from_str(header).unwrap(), size)
+        let header = HeaderValue::from_str(header).unwrap();
+        wanted(&HeaderMap::from_iter([(RANGE, header)]), size)
     }
 
     #[test]
@@ -158,6 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn several_lines_are_ignored() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(wanted(&headers, 100), Wanted::Whole);
+        headers.append(RANGE, HeaderValue::from_static("bytes=0-1"));
+        headers.append(RANGE, HeaderValue::from_static("bytes=5-6"));
+        assert_eq!(wanted(&headers, 100), Wanted::Whole);
+    }
+
+    #[test]
     fn content_ranges() {
         assert_eq!(content_range(&(0..1), 10), "bytes 0-0/10");
         assert_eq!(content_range_unsatisfied(0), "bytes */0");
@@ -174,7 +190,7 @@ mod tests {
         #[test]
         fn any_header_is_read(header in "\\PC{0,30}", size in any::<u64>()) {
             if let Ok(header) = HeaderValue::from_str(&header) {
-                let _ = wanted(&header, size);
+                let _ = wanted(&HeaderMap::from_iter([(RANGE, header)]), size);
             }
         }
     }

@@ -1,0 +1,762 @@
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE};
+use nix::sys::stat::Mode;
+use nix::unistd::{Uid, mkfifo, setfsuid};
+
+use super::*;
+use crate::issue::Sources;
+
+/// A folder with `www` inside, and beside it what must never be served. Removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("weir-files-{}-{number}", process::id()));
+        fs::create_dir_all(path.join("www")).unwrap();
+        // /tmp may be a link itself
+        let folder = Folder(path.canonicalize().unwrap());
+        fs::write(folder.0.join("secret"), "secret").unwrap();
+        folder
+    }
+
+    fn www(&self) -> PathBuf {
+        self.0.join("www")
+    }
+
+    fn at(&self, relative: &str) -> PathBuf {
+        self.www().join(relative)
+    }
+
+    fn write(&self, relative: &str, content: impl AsRef<[u8]>) -> &Folder {
+        let path = self.at(relative);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+        self
+    }
+
+    fn link(&self, relative: &str, target: impl AsRef<Path>) -> &Folder {
+        symlink(target, self.at(relative)).unwrap();
+        self
+    }
+
+    fn files(&self) -> Files {
+        self.compile("{}").unwrap()
+    }
+
+    /// Files by each way of opening them.
+    fn both(&self) -> [Files; 2] {
+        let mut walking = self.files();
+        walking.root = Root::open(&self.www()).unwrap().without_openat2();
+        [self.files(), walking]
+    }
+
+    /// With keys beside `root`.
+    fn compile(&self, keys: &str) -> Result<Files, String> {
+        let mut value: serde_yaml::Mapping = serde_yaml::from_str(keys).unwrap();
+        value
+            .entry("root".into())
+            .or_insert_with(|| self.www().to_str().unwrap().into());
+        let config: Config = serde_yaml::from_value(value.into()).map_err(|e| e.to_string())?;
+        let sources = Sources::default();
+        let mut b = Build::new(&sources);
+        let files = config.compile(&At::Root, &mut b);
+        match b.issues.0.first() {
+            Some(issue) => Err(format!("{}: {}", issue.path, issue.message)),
+            None => Ok(files.unwrap()),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn get(files: &Files, path: &str) -> Reply {
+    files.serve(&Method::GET, &HeaderMap::new(), path, None)
+}
+
+fn get_if(files: &Files, path: &str, lines: &[(HeaderName, &str)]) -> Reply {
+    files.serve(&Method::GET, &headers(lines), path, None)
+}
+
+fn headers(lines: &[(HeaderName, &str)]) -> HeaderMap {
+    lines
+        .iter()
+        .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()))
+        .collect()
+}
+
+/// What a client gets for a path as it would write it.
+fn status_of_raw(files: &Files, raw: &str) -> u16 {
+    match path::normalise(raw) {
+        Ok(path) => status(&get(files, &path)),
+        Err(_) => 400,
+    }
+}
+
+fn status(reply: &Reply) -> u16 {
+    reply.head.status.as_u16()
+}
+
+fn header(reply: &Reply, name: HeaderName) -> Option<&str> {
+    Some(reply.head.headers.get(name)?.to_str().unwrap())
+}
+
+fn content(reply: &Reply) -> Vec<u8> {
+    match &reply.body {
+        Body::Empty => Vec::new(),
+        Body::Bytes(bytes) => bytes.to_vec(),
+        Body::File {
+            file,
+            start,
+            length,
+        } => {
+            let mut bytes = vec![0; usize::try_from(*length).unwrap()];
+            file.read_exact_at(&mut bytes, *start).unwrap();
+            bytes
+        }
+    }
+}
+
+#[test]
+fn a_file_is_served_with_its_facts() {
+    let folder = Folder::new();
+    folder.write("a/page.html", "<p>hello");
+    for files in folder.both() {
+        let reply = get(&files, "/a/page.html");
+        assert_eq!(status(&reply), 200);
+        assert_eq!(content(&reply), b"<p>hello");
+        assert_eq!(
+            header(&reply, CONTENT_TYPE),
+            Some("text/html; charset=utf-8")
+        );
+        assert_eq!(header(&reply, ACCEPT_RANGES), Some("bytes"));
+        assert_eq!(header(&reply, CONTENT_LENGTH), None);
+        assert!(header(&reply, LAST_MODIFIED).unwrap().ends_with(" GMT"));
+        assert!(header(&reply, ETAG).unwrap().starts_with('"'));
+    }
+}
+
+#[test]
+fn names_may_hold_any_character_but_a_few() {
+    let folder = Folder::new();
+    for name in ["ü b.txt", "a%20b", "a?b#c", "..a", "a\nb"] {
+        folder.write(name, "x");
+    }
+    let files = folder.compile("hidden: true").unwrap();
+    for raw in [
+        "/%C3%BC%20b.txt",
+        "/ü%20b.txt",
+        "/a%2520b",
+        "/a%3Fb%23c",
+        "/..a",
+        "/a%0ab",
+    ] {
+        assert_eq!(status_of_raw(&files, raw), 200, "{raw}");
+    }
+}
+
+#[test]
+fn small_files_come_as_bytes_and_large_ones_as_files() {
+    let folder = Folder::new();
+    let large = vec![b'x'; SMALL as usize + 1];
+    folder
+        .write("small", &large[1..])
+        .write("large", &large)
+        .write("empty", "");
+    let files = folder.files();
+    let small = get(&files, "/small");
+    assert!(matches!(&small.body, Body::Bytes(bytes) if bytes.len() as u64 == SMALL));
+    let large = get(&files, "/large");
+    assert!(matches!(large.body, Body::File { start: 0, length, .. } if length == SMALL + 1));
+    assert_eq!(content(&large).len() as u64, SMALL + 1);
+    let empty = get(&files, "/empty");
+    assert_eq!((status(&empty), empty.body.length()), (200, 0));
+}
+
+#[test]
+fn a_part_of_a_large_file_is_a_part_of_it() {
+    let folder = Folder::new();
+    let large: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+    folder.write("large", &large);
+    let files = folder.files();
+    for part in [0..1usize, 1000..1010, 1000..200_000, 299_999..300_000] {
+        let range = format!("bytes={}-{}", part.start, part.end - 1);
+        let reply = get_if(&files, "/large", &[(RANGE, &range)]);
+        assert_eq!(status(&reply), 206);
+        assert_eq!(content(&reply), large[part]);
+    }
+}
+
+#[test]
+fn ranges() {
+    let folder = Folder::new();
+    folder.write("a.txt", "0123456789").write("empty", "");
+    let files = folder.files();
+    for (range, code, content_range, body) in [
+        ("bytes=2-4", 206, Some("bytes 2-4/10"), "234"),
+        ("bytes=8-", 206, Some("bytes 8-9/10"), "89"),
+        ("bytes=-1", 206, Some("bytes 9-9/10"), "9"),
+        ("bytes=0-99", 206, Some("bytes 0-9/10"), "0123456789"),
+        ("bytes=10-", 416, Some("bytes */10"), ""),
+        ("bytes=-0", 416, Some("bytes */10"), ""),
+        ("bytes=4-2", 200, None, "0123456789"),
+        ("bytes=0-1,3-4", 200, None, "0123456789"),
+        ("lines=1-2", 200, None, "0123456789"),
+    ] {
+        let reply = get_if(&files, "/a.txt", &[(RANGE, range)]);
+        assert_eq!(status(&reply), code, "{range}");
+        assert_eq!(header(&reply, CONTENT_RANGE), content_range, "{range}");
+        assert_eq!(content(&reply), body.as_bytes(), "{range}");
+    }
+    let empty = get_if(&files, "/empty", &[(RANGE, "bytes=0-")]);
+    assert_eq!(header(&empty, CONTENT_RANGE), Some("bytes */0"));
+}
+
+#[test]
+fn a_range_counts_only_for_the_version_that_if_range_names() {
+    let folder = Folder::new();
+    folder.write("a.txt", "0123456789");
+    let files = folder.files();
+    let whole = get(&files, "/a.txt");
+    let (etag, date) = (
+        header(&whole, ETAG).unwrap(),
+        header(&whole, LAST_MODIFIED).unwrap(),
+    );
+    let weak = format!("W/{etag}");
+    for (value, code) in [
+        (etag, 206),
+        (date, 206),
+        (&weak, 200),
+        ("\"other\"", 200),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 200),
+    ] {
+        let lines = [(RANGE, "bytes=0-1"), (IF_RANGE, value)];
+        assert_eq!(status(&get_if(&files, "/a.txt", &lines)), code, "{value}");
+    }
+    let lines = [(RANGE, "bytes=50-"), (IF_RANGE, "\"other\"")];
+    assert_eq!(status(&get_if(&files, "/a.txt", &lines)), 200);
+}
+
+#[test]
+fn preconditions() {
+    let folder = Folder::new();
+    folder.write("a.txt", "0123456789");
+    let files = folder.files();
+    let whole = get(&files, "/a.txt");
+    let (etag, date) = (
+        header(&whole, ETAG).unwrap(),
+        header(&whole, LAST_MODIFIED).unwrap(),
+    );
+    for (name, value) in [
+        (IF_NONE_MATCH, etag),
+        (IF_NONE_MATCH, "*"),
+        (IF_MODIFIED_SINCE, date),
+    ] {
+        let lines = [(name, value), (RANGE, "bytes=50-")];
+        for method in [Method::GET, Method::HEAD] {
+            let reply = files.serve(&method, &headers(&lines), "/a.txt", None);
+            assert_eq!(status(&reply), 304, "{method} {lines:?}");
+            assert!(matches!(reply.body, Body::Empty));
+            assert_eq!(header(&reply, ETAG), Some(etag));
+            assert_eq!(header(&reply, LAST_MODIFIED), Some(date));
+            assert_eq!(header(&reply, CONTENT_LENGTH), None);
+            assert_eq!(header(&reply, CONTENT_TYPE), None);
+        }
+    }
+    let reply = get_if(&files, "/a.txt", &[(IF_MATCH, "\"other\"")]);
+    assert_eq!(status(&reply), 412);
+    let lines = [(IF_NONE_MATCH, "\"other\""), (IF_MODIFIED_SINCE, date)];
+    assert_eq!(status(&get_if(&files, "/a.txt", &lines)), 200);
+}
+
+#[test]
+fn each_version_of_a_file_has_its_own_tag() {
+    let folder = Folder::new();
+    folder.write("a", "one").write("b", "one");
+    let files = folder.files();
+    let tag = |path: &str| header(&get(&files, path), ETAG).unwrap().to_owned();
+    let first = tag("/a");
+    assert_eq!(tag("/a"), first);
+    let file = File::options().write(true).open(folder.at("a")).unwrap();
+    let time = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(time + Duration::from_nanos(1)).unwrap();
+    let second = tag("/a");
+    assert_ne!(second, first);
+    file.set_len(2).unwrap();
+    file.set_modified(time).unwrap();
+    assert_ne!(tag("/a"), first);
+    File::options()
+        .write(true)
+        .open(folder.at("b"))
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
+    assert_ne!(tag("/b"), first);
+}
+
+#[test]
+fn a_time_that_no_header_can_express_does_no_harm() {
+    let folder = Folder::new();
+    folder.write("a", "x");
+    let file = File::options().write(true).open(folder.at("a")).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH - Duration::from_secs(5))
+        .unwrap();
+    let reply = get_if(
+        &folder.files(),
+        "/a",
+        &[(IF_MODIFIED_SINCE, "Thu, 01 Jan 1970 00:00:00 GMT")],
+    );
+    assert_eq!(status(&reply), 200);
+    assert_eq!(header(&reply, LAST_MODIFIED), None);
+    assert!(header(&reply, ETAG).is_some());
+}
+
+#[test]
+fn head_is_get_without_the_body() {
+    let folder = Folder::new();
+    folder
+        .write("small.txt", "hello")
+        .write("large.txt", vec![0; 100_000]);
+    let files = folder.files();
+    for path in ["/small.txt", "/large.txt"] {
+        let get = get(&files, path);
+        let lines = [(RANGE, "bytes=0-1")];
+        let head = files.serve(&Method::HEAD, &headers(&lines), path, None);
+        assert_eq!(status(&head), 200);
+        assert!(matches!(head.body, Body::Empty));
+        let length = get.body.length().to_string();
+        assert_eq!(header(&head, CONTENT_LENGTH), Some(&*length));
+        for name in [CONTENT_TYPE, ETAG, LAST_MODIFIED, ACCEPT_RANGES] {
+            assert_eq!(header(&head, name.clone()), header(&get, name));
+        }
+    }
+    let head = files.serve(&Method::HEAD, &HeaderMap::new(), "/missing", None);
+    assert_eq!(status(&head), 404);
+}
+
+#[test]
+fn other_methods() {
+    let folder = Folder::new();
+    folder.write("a", "x");
+    let files = folder.files();
+    for (method, code) in [
+        (Method::OPTIONS, 204),
+        (Method::POST, 405),
+        (Method::PUT, 405),
+        (Method::DELETE, 405),
+        (Method::TRACE, 405),
+        (Method::from_bytes(b"PROPFIND").unwrap(), 405),
+    ] {
+        let reply = files.serve(&method, &HeaderMap::new(), "/a", None);
+        assert_eq!(status(&reply), code, "{method}");
+        assert_eq!(header(&reply, ALLOW), Some("GET, HEAD, OPTIONS"));
+        assert_eq!(reply.body.length(), 0);
+    }
+}
+
+#[test]
+fn a_folder_answers_with_its_index() {
+    let folder = Folder::new();
+    folder
+        .write("index.html", "root")
+        .write("a/index.html", "a")
+        .write("b/home.htm", "b")
+        .write("c/x", "")
+        .write("d/home.htm/index.html", "d")
+        .write("d/index.html", "the second choice");
+    for files in folder.both() {
+        assert_eq!(content(&get(&files, "/")), b"root");
+        let a = get(&files, "/a/");
+        assert_eq!(content(&a), b"a");
+        assert_eq!(header(&a, CONTENT_TYPE), Some("text/html; charset=utf-8"));
+        for path in ["/b/", "/c/", "/missing/"] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+    }
+    let files = folder.compile("index: [home.htm, index.html]").unwrap();
+    assert_eq!(content(&get(&files, "/b/")), b"b");
+    assert_eq!(content(&get(&files, "/a/")), b"a");
+    assert_eq!(content(&get(&files, "/d/")), b"the second choice");
+    let files = folder.compile("index: []").unwrap();
+    assert_eq!(status(&get(&files, "/")), 404);
+}
+
+#[test]
+fn a_folder_without_slash_is_redirected() {
+    let folder = Folder::new();
+    folder
+        .write("a/b c/x", "")
+        .write("ü/x", "")
+        .write("q?#%/x", "")
+        .write("a/evil.com/x", "");
+    for files in folder.both() {
+        for (path, query, location) in [
+            ("/a", None, "/a/"),
+            ("/a", Some(""), "/a/?"),
+            ("/a", Some("x=1&y=%20?/"), "/a/?x=1&y=%20?/"),
+            ("/a", Some("x=ü\""), "/a/?x=%C3%BC%22"),
+            ("/a/b c", None, "/a/b%20c/"),
+            ("/ü", None, "/%C3%BC/"),
+            ("/q?#%", None, "/q%3F%23%25/"),
+            ("/a/evil.com", None, "/a/evil.com/"),
+        ] {
+            let reply = files.serve(&Method::GET, &HeaderMap::new(), path, query);
+            assert_eq!(status(&reply), 301, "{path}");
+            assert_eq!(header(&reply, LOCATION), Some(location));
+        }
+        // what a rewrite may make of a path
+        for path in ["//a", "//evil.com", "/\\a", "/a/../a", "/./a", "a", ""] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+    }
+}
+
+#[test]
+fn dot_files_are_hidden() {
+    let folder = Folder::new();
+    folder
+        .write(".env", "")
+        .write(".git/config", "")
+        .write("a/.htpasswd", "")
+        .write("a/b.", "x")
+        .write(".well-known/acme", "x")
+        .write(".well-known/.hidden", "");
+    for files in folder.both() {
+        for path in [
+            "/.env",
+            "/.git",
+            "/.git/",
+            "/.git/config",
+            "/a/.htpasswd",
+            "/.well-known/.hidden",
+        ] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+        for path in ["/.well-known/acme", "/a/b."] {
+            assert_eq!(status(&get(&files, path)), 200, "{path}");
+        }
+    }
+    let files = folder.compile("hidden: true").unwrap();
+    for path in [
+        "/.env",
+        "/.git/config",
+        "/a/.htpasswd",
+        "/.well-known/.hidden",
+    ] {
+        assert_eq!(status(&get(&files, path)), 200, "{path}");
+    }
+}
+
+#[test]
+fn nothing_escapes() {
+    let folder = Folder::new();
+    folder
+        .write("a/index.html", "a")
+        .link("absolute", folder.0.join("secret"))
+        .link("absolute-folder", &folder.0)
+        .link("relative", "../secret")
+        .link("a/deeper", "../../secret")
+        .link("etc", "/etc")
+        .link("magic", "/proc/self/root")
+        .link("magic-cwd", "/proc/self/cwd")
+        .link("two-steps", "relative")
+        .link("www-not", folder.0.join("www-not"))
+        .link("index.html", "../secret");
+    // shares a prefix with the root, but is another folder
+    fs::create_dir(folder.0.join("www-not")).unwrap();
+    fs::write(folder.0.join("www-not/file"), "secret").unwrap();
+    for mut files in folder.both() {
+        for hidden in [false, true] {
+            files.hidden = hidden;
+            for raw in [
+                "/../secret",
+                "/..%2fsecret",
+                "/%2e%2e/secret",
+                "/%2e%2e%2fsecret",
+                "/.%2e/secret",
+                "/a/../../secret",
+                "/a/%2e%2e/%2e%2e/secret",
+                "/a%2f..%2f..%2fsecret",
+                "//../secret",
+                "/%2f../secret",
+                "/%252e%252e/secret",
+                "/%252e%252e%252fsecret",
+                "/..%5csecret",
+                "/..\\secret",
+                "/a%5c..%5c..%5csecret",
+                "/..%c0%afsecret",
+                "/%c0%ae%c0%ae/secret",
+                "/..;/secret",
+                "/.../secret",
+                "/....//secret",
+                "/secret%00.html",
+                "//etc/passwd",
+                "/%2fetc/passwd",
+                "/absolute",
+                "/absolute-folder/secret",
+                "/relative",
+                "/a/deeper",
+                "/etc/passwd",
+                "/magic/etc/passwd",
+                "/magic-cwd/Cargo.toml",
+                "/two-steps",
+                "/www-not/file",
+                "/",
+            ] {
+                let code = status_of_raw(&files, raw);
+                assert!(code == 404 || code == 400, "{raw}: {code}");
+            }
+            // and where nothing normalised them
+            for path in [
+                "/../secret",
+                "/a/../../secret",
+                "//etc/passwd",
+                "/a\0",
+                "/..",
+                "/../www/a/",
+            ] {
+                assert_eq!(status(&get(&files, path)), 404, "{path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn links_within_are_followed() {
+    let folder = Folder::new();
+    folder
+        .write("releases/5/page.html", "five")
+        .write("releases/5/index.html", "index")
+        .link("relative", "releases/5/page.html")
+        .link("current", "releases/5")
+        .link("absolute", folder.at("releases/5/page.html"))
+        .link("absolute-folder", folder.at("releases/5"))
+        .link("out-and-in", "../www/releases/5/page.html")
+        .link("releases/up", "../current")
+        .link("self", folder.www());
+    for files in folder.both() {
+        for path in [
+            "/relative",
+            "/current/page.html",
+            "/absolute",
+            "/absolute-folder/page.html",
+            "/out-and-in",
+            "/releases/up/page.html",
+            "/self/relative",
+        ] {
+            let reply = get(&files, path);
+            assert_eq!(
+                (status(&reply), content(&reply)),
+                (200, b"five".to_vec()),
+                "{path}"
+            );
+        }
+        assert_eq!(status(&get(&files, "/current")), 301);
+        assert_eq!(status(&get(&files, "/absolute-folder")), 301);
+        assert_eq!(status(&get(&files, "/self")), 301);
+        assert_eq!(content(&get(&files, "/current/")), b"index");
+    }
+}
+
+#[test]
+fn links_that_lead_nowhere_are_missing() {
+    let folder = Folder::new();
+    folder
+        .link("loop", "loop")
+        .link("a", "b")
+        .link("b", "a")
+        .link("dangling", "gone");
+    folder.link("outside", folder.0.join("gone"));
+    for files in folder.both() {
+        for path in [
+            "/loop",
+            "/a",
+            "/b/x",
+            "/loop/",
+            "/dangling",
+            "/dangling/x",
+            "/outside",
+        ] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+    }
+}
+
+#[test]
+fn only_regular_files_are_served() {
+    let folder = Folder::new();
+    mkfifo(&folder.at("fifo"), Mode::from_bits_truncate(0o666)).unwrap();
+    fs::create_dir(folder.at("dir")).unwrap();
+    mkfifo(
+        &folder.at("dir/index.html"),
+        Mode::from_bits_truncate(0o666),
+    )
+    .unwrap();
+    let _listener = UnixListener::bind(folder.at("socket")).unwrap();
+    folder.link("tty", "/dev/tty").link("null", "/dev/null");
+    for files in folder.both() {
+        for path in ["/fifo", "/fifo/", "/dir/", "/socket", "/tty", "/null"] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_file_is_no_folder() {
+    let folder = Folder::new();
+    folder.write("a.txt", "x");
+    for files in folder.both() {
+        for path in ["/a.txt/", "/a.txt/b", "/a.txt/b/", "/missing", "/missing/b"] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+    }
+}
+
+#[test]
+fn names_that_are_too_long_are_missing() {
+    let folder = Folder::new();
+    for files in folder.both() {
+        assert_eq!(status(&get(&files, &format!("/{}", "a".repeat(300)))), 404);
+        assert_eq!(status(&get(&files, &"/a".repeat(5000))), 404);
+        assert_eq!(
+            status(&get(&files, &format!("{}/", "/a".repeat(5000)))),
+            404
+        );
+    }
+}
+
+#[test]
+fn what_may_not_be_read_is_forbidden() {
+    let folder = Folder::new();
+    folder
+        .write("unreadable", "x")
+        .write("closed/file", "x")
+        .write("enter-only/file", "x")
+        .write("index/index.html", "x");
+    for (relative, mode) in [
+        ("unreadable", 0),
+        ("closed", 0),
+        ("enter-only", 0o711),
+        ("index/index.html", 0),
+    ] {
+        fs::set_permissions(folder.at(relative), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let both = folder.both();
+    let ask = || {
+        // as somebody whom permissions bind, in this thread only
+        setfsuid(Uid::from_raw(65534));
+        for files in &both {
+            for (path, code) in [
+                ("/unreadable", 403),
+                ("/closed", 301),
+                ("/closed/file", 403),
+                ("/closed/", 403),
+                ("/enter-only/file", 200),
+                ("/index/", 403),
+            ] {
+                assert_eq!(status(&get(files, path)), code, "{path}");
+            }
+            let reply = get(files, "/enter-only");
+            assert_eq!(
+                (status(&reply), header(&reply, LOCATION)),
+                (301, Some("/enter-only/"))
+            );
+        }
+    };
+    thread::scope(|scope| scope.spawn(ask).join()).unwrap();
+    fs::set_permissions(folder.at("closed"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_link_that_changes_never_leads_outside() {
+    let folder = Folder::new();
+    folder.write("inside/file", "inside");
+    fs::create_dir(folder.0.join("outside")).unwrap();
+    fs::write(folder.0.join("outside/file"), "outside").unwrap();
+    let both = folder.both();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..2000 {
+                let target = match round % 2 {
+                    0 => folder.0.join("outside"),
+                    _ => folder.at("inside"),
+                };
+                let next = folder.0.join("next");
+                symlink(target, &next).unwrap();
+                fs::rename(next, folder.at("link")).unwrap();
+            }
+        });
+        for files in &both {
+            scope.spawn(move || {
+                for _ in 0..2000 {
+                    let reply = get(files, "/link/file");
+                    match status(&reply) {
+                        200 => assert_eq!(content(&reply), b"inside"),
+                        code => assert_eq!(code, 404),
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_bad_root_is_found_while_loading() {
+    let folder = Folder::new();
+    folder.write("file", "");
+    let error = |keys: String| folder.compile(&keys).unwrap_err();
+    let missing = folder.at("missing").display().to_string();
+    assert_eq!(
+        error(format!("root: {missing}")),
+        format!("root: there is no folder `{missing}`")
+    );
+    let file = folder.at("file").display().to_string();
+    assert_eq!(
+        error(format!("root: {file}")),
+        format!("root: `{file}` is not a folder")
+    );
+    assert_eq!(
+        error("root: ''".to_owned()),
+        "root: expected a folder, found an empty string"
+    );
+}
+
+#[test]
+fn a_bad_index_is_found_while_loading() {
+    let folder = Folder::new();
+    for name in ["''", "a/b", "/index.html", "..", "'a\\b'"] {
+        let error = folder
+            .compile(&format!("index: [index.html, {name}]"))
+            .unwrap_err();
+        assert!(error.starts_with("index[1]: "), "{error}");
+    }
+}
+
+#[test]
+fn keys_are_those_of_the_manual() {
+    let folder = Folder::new();
+    assert!(
+        folder
+            .compile("listing: true")
+            .unwrap_err()
+            .contains("unknown field `listing`")
+    );
+    let short = Config::from_short("./www").unwrap();
+    let long: Config = serde_yaml::from_str("root: ./www").unwrap();
+    assert_eq!(short, long);
+    assert_eq!(long.index, ["index.html"]);
+    assert!(!long.hidden);
+}
