@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode, utf8_percent_encode};
 
-/// Headers that belong to one connection or frame one message (RFC 9110 section 7.6.1, RFC 9112 section 6). weir makes
-/// them itself; one from the configuration would break the connection or desynchronise it.
+/// Headers that belong to one connection or frame one message (RFC 9110 section 7.6.1, RFC 9112 section 6). weir
+/// makes them itself; one from the configuration would break the connection or desynchronise it.
 const FRAMING: [&str; 9] = [
     "connection",
     "content-length",
@@ -53,8 +53,8 @@ impl Name {
     }
 }
 
-/// What must not stand in a URI as it is (RFC 3986, sections 2.2 and 2.3): neither reserved nor unreserved. `%` stays,
-/// for text that holds it is taken as encoded already. The backslash is in, for browsers read it as a slash.
+/// What must not stand in a URI as it is (RFC 3986, sections 2.2 and 2.3): neither reserved nor unreserved. `%`
+/// stays, for text that holds it is taken as encoded already. The backslash is in, for browsers read it as a slash.
 const NOT_IN_URI: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')

@@ -56,7 +56,8 @@ impl HttpServerApp for Companion {
         let connection = Connection::of(session.digest()).unwrap_or_else(|| self.nowhere.clone());
         let mut cx = Cx::new(Instant::now(), connection);
         cx.request_length = super::request_length(&session);
-        let Reply { mut head, body } = answer(&session, &mut cx, &snapshot);
+        let reply = answer(&session, &mut cx, &snapshot);
+        let Reply { mut head, body } = send::with_page(reply, session.req_header());
         send::set_server(&mut head);
         let sent = match send::set_length(&mut head, &body) {
             Ok(()) => send::write(&mut session, head, body).await,
@@ -87,13 +88,13 @@ fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
         && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();
     if !understood {
         cx.failure = Some(Failure::BadRequest);
-        return send::failure(Failure::BadRequest, request);
+        return send::failure(Failure::BadRequest);
     }
     match snapshot.statics.get(&cx.connection.listener) {
         Some(files) => files.serve(&request.method, &request.headers, &cx.path, request.uri.query()),
         None => {
             cx.failure = Some(Failure::NoRoute);
-            send::failure(Failure::NoRoute, request)
+            send::failure(Failure::NoRoute)
         }
     }
 }

@@ -207,7 +207,7 @@ impl ProxyHttp for Weir {
         let failure = *x.cx.failure.get_or_insert_with(|| crate::handler::proxy::failure_of(e));
         report(session.req_header(), &x.cx, failure, e);
         if session.response_written().is_none() && failure.reaches_client() {
-            let reply = send::failure(failure, session.req_header());
+            let reply = send::failure(failure);
             // The client may be gone by now; there is nobody else to tell.
             let _ = send::reply(session.as_downstream_mut(), x, reply).await;
         }
@@ -295,7 +295,7 @@ fn client(
 /// The answer that needs no backend; `None` when the request is to be proxied.
 async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
     if let Some(failure) = x.cx.failure {
-        return Some(send::failure(failure, request));
+        return Some(send::failure(failure));
     }
     let Chosen::Route(route) = &x.chosen else { return None };
     let route = route.clone();
@@ -307,7 +307,7 @@ async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
     };
     outcome.unwrap_or_else(|failure| {
         x.cx.failure = Some(failure);
-        Some(send::failure(failure, request))
+        Some(send::failure(failure))
     })
 }
 

@@ -20,7 +20,7 @@ const FILE_CHUNK: usize = 256 * 1024;
 
 /// Writes an answer, with the policies that its route has for answers.
 pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Reply) -> Result<()> {
-    let Reply { mut head, body } = reply;
+    let Reply { mut head, body } = with_page(reply, session.req_header());
     set_length(&mut head, &body)?;
     finish_header(session.req_header(), &mut head, x);
     write(session, head, body).await
@@ -53,6 +53,10 @@ pub(super) async fn write(
     body: Body,
 ) -> Result<()> {
     let head_only = session.req_header().method == Method::HEAD;
+    if head.status == StatusCode::BAD_REQUEST || head.status == StatusCode::REQUEST_TIMEOUT {
+        // What follows on this connection may not be what the client means by it.
+        session.set_keepalive(None);
+    }
     session.write_response_header(head).await?;
     match body {
         _ if head_only => {}
@@ -98,29 +102,37 @@ async fn read_chunk(file: Arc<std::fs::File>, at: u64, size: usize) -> Result<By
     Ok(chunk)
 }
 
-/// The small page for a request that weir ended: JSON for clients that prefer it, HTML for all others.
-pub(super) fn failure(failure: Failure, request: &RequestHeader) -> Reply {
-    error_page(failure.status(), request)
+/// The answer to a request that weir ended.
+pub(super) fn failure(failure: Failure) -> Reply {
+    let status = StatusCode::from_u16(failure.status());
+    Reply::empty(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
-fn error_page(status: u16, request: &RequestHeader) -> Reply {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let code = status.as_u16();
-    let reason = status.canonical_reason().unwrap_or("Error");
-    let (body, kind) = if accept::prefers_json(&request.headers) {
-        (format!("{{\"status\":{code},\"error\":\"{reason}\"}}\n"), "application/json")
-    } else {
-        let page = format!(
-            "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
-             <meta name=\"color-scheme\" content=\"light dark\"><title>{code} {reason}</title>\n\
-             <h1>{code} {reason}</h1>\n<hr>weir</html>\n"
-        );
-        (page, "text/html; charset=utf-8")
-    };
-    let mut reply = Reply::new(status, Body::Bytes(body.into()));
-    let _ = reply.head.insert_header(header::CONTENT_TYPE, kind);
-    if code == 400 || code == 408 {
-        let _ = reply.head.insert_header(header::CONNECTION, "close");
+/// Gives an error without a body a small page: JSON for clients that prefer it, HTML for all others.
+pub(super) fn with_page(reply: Reply, request: &RequestHeader) -> Reply {
+    let Reply { mut head, body } = reply;
+    let status = head.status;
+    let wants_page = matches!(body, Body::Empty)
+        && (status.is_client_error() || status.is_server_error())
+        && !head.headers.contains_key(header::CONTENT_TYPE);
+    if !wants_page {
+        return Reply { head, body };
     }
-    reply
+    let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or("Error"));
+    let (page, kind) = match accept::prefers_json(&request.headers) {
+        true => (format!("{{\"status\":{code},\"error\":\"{reason}\"}}\n"), "application/json"),
+        false => (html(code, reason), "text/html; charset=utf-8"),
+    };
+    // Static names with values made here cannot be refused.
+    let _ = head.insert_header(header::CONTENT_TYPE, kind);
+    let _ = head.insert_header(header::CONTENT_LENGTH, page.len());
+    Reply { head, body: Body::Bytes(page.into()) }
+}
+
+fn html(code: u16, reason: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{code} {reason}</title>\n<h1>{code} {reason}</h1>\n<p>weir</p>\n</html>\n"
+    )
 }

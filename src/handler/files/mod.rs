@@ -27,7 +27,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use nix::errno::Errno;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::MapAccess;
+use serde::{Deserialize, Deserializer};
 
 use crate::build::Build;
 use crate::exchange::{Body, Reply};
@@ -35,22 +36,24 @@ use crate::http::conditional::{self, Verdict, Version};
 use crate::http::range::{self, Wanted};
 use crate::http::{date, mime, path};
 use crate::issue::At;
+use crate::value::FromShort;
+use crate::value::keys::{self, Keyed};
 use root::{Found, Missing, Root};
 
 /// Answers with files from a folder. A URL that ends with a slash stands for the folder's index; one that names a folder
 /// without the slash is redirected to it. Links are followed as long as they lead to something within the folder.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Config {
     /// Folder that the files are in, relative to the file that this stands in. The path of the request is looked up below
     /// it. The folder is opened when the configuration is loaded: when another one takes its place (rather than its
     /// files being changed), reload. nginx: `root`.
     pub root: PathBuf,
     /// Names of the file that answers for a folder; the first that exists does. nginx: `index`.
-    #[serde(default = "default_index")]
+    #[schemars(default = "default_index")]
     pub index: Vec<String>,
     /// Whether files and folders whose name begins with a dot are served. `.well-known` always is (RFC 8615).
-    #[serde(default)]
+    #[schemars(default)]
     pub hidden: bool,
 }
 
@@ -58,17 +61,53 @@ fn default_index() -> Vec<String> {
     vec!["index.html".to_owned()]
 }
 
-impl Config {
-    /// `files: ./www`
-    pub fn from_short(root: &str) -> Result<Config, String> {
-        Ok(Config {
-            root: root.into(),
-            index: default_index(),
-            hidden: false,
-        })
+/// The root has to follow.
+impl Default for Config {
+    fn default() -> Config {
+        Config { root: PathBuf::new(), index: default_index(), hidden: false }
     }
+}
 
+impl Keyed for Config {
+    const EXPECTING: &'static str = "a folder, or a map with a `root`";
+    const KEYS: &'static [&'static str] = &["root", "index", "hidden"];
+
+    fn read<'de, A: MapAccess<'de>>(
+        &mut self,
+        key: &'static str,
+        map: &mut A,
+    ) -> Result<(), A::Error> {
+        match key {
+            "root" => self.root = map.next_value()?,
+            "index" => self.index = map.next_value()?,
+            "hidden" => self.hidden = map.next_value()?,
+            _ => unreachable!("`{key}` is not one of KEYS"),
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Config, D::Error> {
+        keys::deserialize(deserializer)
+    }
+}
+
+impl FromShort for Config {
+    fn from_short(root: &str) -> Result<Config, String> {
+        if root.is_empty() {
+            return Err("expected a folder, found an empty string".to_owned());
+        }
+        Ok(Config { root: root.into(), ..Config::default() })
+    }
+}
+
+impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Files> {
+        if self.root.as_os_str().is_empty() {
+            b.error(at, "missing key `root`");
+            return None;
+        }
         let at_index = at.key("index");
         for (i, name) in self.index.iter().enumerate() {
             if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\\', '\0']) {
