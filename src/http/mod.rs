@@ -4,6 +4,7 @@ pub mod accept;
 pub mod conditional;
 pub mod date;
 pub mod forwarded;
+pub mod header;
 pub mod hop;
 pub mod host;
 pub mod mime;

@@ -5,8 +5,10 @@
 //! found `5` ``.
 
 pub mod cidr;
+pub mod keys;
 pub mod one_or_many;
 pub mod or_off;
+pub mod pattern;
 pub mod ratio;
 pub mod short;
 pub mod size;
