@@ -1,1 +1,221 @@
-//! Policies: what may happen to a request and its answer besides being handled. One file each.
+//! Policies: what happens to a request before its action and to the answer after it, one file each.
+//!
+//! The `registry!` list below is the order in which they run, whatever the order in the file: a user should not
+//! have to know that a limit belongs before a rewrite. The macro makes of that list the raw [`Filters`] (one
+//! optional key per policy), their inheritance and the compiled [`Chain`], with static calls in order. Written by
+//! hand, each policy would need a line in nine places that must agree; a slice of `dyn Filter` would box a future
+//! per policy and request, and need the list of keys all the same.
+//!
+//! Each level (`defaults`, site, route) is compiled once, where it is written, on top of the level around it. So a
+//! mistake in a site's policy is reported once and at its place, not once per route, and routes share what they
+//! inherit.
+
+pub mod headers;
+pub mod request_id;
+pub mod rewrite;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use pingora::http::{RequestHeader, ResponseHeader};
+use schemars::JsonSchema;
+use serde::de::MapAccess;
+use serde::{Deserialize, Deserializer};
+
+use crate::build::Build;
+use crate::exchange::{Cx, Failure, Reply};
+use crate::issue::At;
+use crate::value::OrOff;
+use crate::value::keys::{self, Keyed};
+
+use headers::Headers;
+use request_id::RequestId;
+use rewrite::Rewrite;
+
+/// One compiled policy. It implements the phases that it takes part in.
+pub trait Filter: Sized + Send + Sync {
+    /// This policy as a nearer level gives it, on top of what the farther level gave. A map-like policy merges its
+    /// entries; any other replaces the farther one.
+    fn inherit(self, _farther: &Self) -> Self {
+        self
+    }
+
+    /// Before the action. May answer in its place, and may wait.
+    fn request(
+        &self,
+        _cx: &mut Cx,
+        _request: &RequestHeader,
+        _wall: SystemTime,
+    ) -> impl Future<Output = Flow> + Send {
+        std::future::ready(Flow::Continue)
+    }
+
+    /// Before the request goes to a backend; `upstream` is what will be sent. Runs once per try.
+    fn upstream(
+        &self,
+        _cx: &Cx,
+        _request: &RequestHeader,
+        _upstream: &mut RequestHeader,
+        _wall: SystemTime,
+    ) {
+    }
+
+    /// Before the header of the answer goes to the client, whoever made the answer.
+    fn response(
+        &self,
+        _cx: &Cx,
+        _request: &RequestHeader,
+        _response: &mut ResponseHeader,
+        _wall: SystemTime,
+    ) {
+    }
+}
+
+/// How a request goes on after a policy.
+#[derive(Debug)]
+pub enum Flow {
+    Continue,
+    /// The policy answers; neither later policies nor the action see the request.
+    Reply(Reply),
+    /// The request ends here for this reason.
+    Fail(Failure),
+}
+
+macro_rules! registry {
+    ($($(#[doc = $doc:literal])+ $key:ident => $filter:ident,)+) => {
+        /// The policies that one level of the document gives.
+        #[derive(Debug, Clone, Default, PartialEq, JsonSchema)]
+        #[schemars(deny_unknown_fields)]
+        pub struct Filters {
+            $($(#[doc = $doc])+ pub $key: Option<OrOff<$key::Config>>,)+
+        }
+
+        impl Keyed for Filters {
+            const EXPECTING: &'static str = "a map of policies";
+            const KEYS: &'static [&'static str] = &[$(stringify!($key)),+];
+
+            fn read<'de, A: MapAccess<'de>>(
+                &mut self,
+                key: &'static str,
+                map: &mut A,
+            ) -> Result<(), A::Error> {
+                match key {
+                    $(stringify!($key) => self.$key = Some(map.next_value()?),)+
+                    _ => unreachable!("`{key}` is not one of KEYS"),
+                }
+                Ok(())
+            }
+        }
+
+        impl Filters {
+            /// The chain of this level, on top of the chain of the level around it.
+            pub fn compile(&self, at: &At<'_>, farther: &Arc<Chain>, b: &mut Build<'_>) -> Arc<Chain> {
+                if *self == Filters::default() {
+                    return farther.clone();
+                }
+                let chain = Chain {
+                    $($key: match &self.$key {
+                        None => farther.$key.clone(),
+                        Some(OrOff::Off) => None,
+                        Some(OrOff::On(config)) => {
+                            let nearer = config.compile(&at.key(stringify!($key)), b);
+                            nearer.map(|nearer| Arc::new(match &farther.$key {
+                                Some(farther) => nearer.inherit(farther),
+                                None => nearer,
+                            }))
+                        }
+                    },)+
+                    empty: false,
+                };
+                let empty = chain.names().next().is_none();
+                Arc::new(Chain { empty, ..chain })
+            }
+        }
+
+        /// The policies of one route, ready to run.
+        #[derive(Debug)]
+        pub struct Chain {
+            $(pub $key: Option<Arc<$filter>>,)+
+            /// Most routes have few policies or none; this spares them the walk.
+            empty: bool,
+        }
+
+        impl Default for Chain {
+            fn default() -> Chain {
+                Chain { $($key: None,)+ empty: true }
+            }
+        }
+
+        impl Chain {
+            /// The keys of the policies that are present, in the order in which they run.
+            pub fn names(&self) -> impl Iterator<Item = &'static str> {
+                [$(self.$key.is_some().then_some(stringify!($key))),+].into_iter().flatten()
+            }
+
+            pub async fn request(
+                &self,
+                cx: &mut Cx,
+                request: &RequestHeader,
+                wall: SystemTime,
+            ) -> Flow {
+                if self.empty {
+                    return Flow::Continue;
+                }
+                $(if let Some(filter) = &self.$key {
+                    match filter.request(cx, request, wall).await {
+                        Flow::Continue => {}
+                        end => return end,
+                    }
+                })+
+                Flow::Continue
+            }
+
+            pub fn upstream(
+                &self,
+                cx: &Cx,
+                request: &RequestHeader,
+                upstream: &mut RequestHeader,
+                wall: SystemTime,
+            ) {
+                if self.empty {
+                    return;
+                }
+                $(if let Some(filter) = &self.$key {
+                    filter.upstream(cx, request, upstream, wall);
+                })+
+            }
+
+            pub fn response(
+                &self,
+                cx: &Cx,
+                request: &RequestHeader,
+                response: &mut ResponseHeader,
+                wall: SystemTime,
+            ) {
+                if self.empty {
+                    return;
+                }
+                $(if let Some(filter) = &self.$key {
+                    filter.response(cx, request, response, wall);
+                })+
+            }
+        }
+    };
+}
+
+registry! {
+    /// Gives each request an identifier, for logs on both sides.
+    // first: whatever ends the request later, its log line has the identifier
+    request_id => RequestId,
+    /// Changes the path that the action sees.
+    rewrite => Rewrite,
+    /// Sets, adds and removes headers of the request to the backend and of the answer to the client.
+    // last: it has the final word on what leaves
+    headers => Headers,
+}
+
+impl<'de> Deserialize<'de> for Filters {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Filters, D::Error> {
+        keys::deserialize(deserializer)
+    }
+}
