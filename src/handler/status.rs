@@ -1,0 +1,16 @@
+//! `status`: a small JSON page about the running server: version, generation of the configuration, pools and their
+//! members.
+//!
+//! ```yaml
+//! status: {}
+//! ```
+//!
+//! Guard it with `match: { client: [10.0.0.0/8] }`. nginx: `stub_status`.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// A page about the running server, in JSON.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {}
