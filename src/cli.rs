@@ -82,13 +82,23 @@ struct Route {
 pub fn main() -> ExitCode {
     // The commands take Pingora's `-c` too, on either side of their name.
     let command = Cli::command().mut_arg("conf", |conf| {
-        conf.global(true).value_name("FILE").help("The configuration file")
+        conf.global(true)
+            .value_name("FILE")
+            .help("The configuration file")
     });
-    let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match command
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+    {
         Ok(cli) => cli,
         Err(e) => e.exit(),
     };
-    let file = cli.options.conf.as_deref().map(PathBuf::from).or_else(default_file);
+    let file = cli
+        .options
+        .conf
+        .as_deref()
+        .map(PathBuf::from)
+        .or_else(default_file);
     if let Some(Command::Schema) = cli.command {
         return schema();
     }
@@ -102,12 +112,21 @@ pub fn main() -> ExitCode {
         Some(Command::Route(request)) => route(&file, &request),
         Some(Command::Schema) => schema(),
         None if cli.options.test => test(&file),
-        None => run(file, How { daemon: cli.options.daemon, upgrade: cli.options.upgrade }),
+        None => run(
+            file,
+            How {
+                daemon: cli.options.daemon,
+                upgrade: cli.options.upgrade,
+            },
+        ),
     }
 }
 
 fn default_file() -> Option<PathBuf> {
-    DEFAULT_FILES.map(PathBuf::from).into_iter().find(|file| file.exists())
+    DEFAULT_FILES
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|file| file.exists())
 }
 
 fn run(file: PathBuf, how: How) -> ExitCode {
@@ -151,7 +170,11 @@ fn check(file: &Path, json: bool) -> ExitCode {
 fn refuse(issues: &Issues) -> ExitCode {
     print_issues(issues);
     let errors = issues.errors();
-    let (noun, verb) = if errors == 1 { ("mistake", "is") } else { ("mistakes", "are") };
+    let (noun, verb) = if errors == 1 {
+        ("mistake", "is")
+    } else {
+        ("mistakes", "are")
+    };
     eprintln!("\nthere {verb} {errors} {noun} in the configuration");
     ExitCode::from(EXIT_BAD_CONFIG)
 }
@@ -194,7 +217,10 @@ fn route(file: &Path, request: &Route) -> ExitCode {
 
 fn explain(snapshot: &crate::runtime::Snapshot, request: &Route) -> Result<String, String> {
     let (mut host, mut path) = (String::new(), String::new());
-    let authority = request.url.authority().map_or("", |authority| authority.as_str());
+    let authority = request
+        .url
+        .authority()
+        .map_or("", |authority| authority.as_str());
     host::normalise_into(authority.as_bytes(), &mut host)
         .map_err(|e| format!("`{authority}` is no host: {e}"))?;
     path::normalise_into(request.url.path(), &mut path)
@@ -204,10 +230,14 @@ fn explain(snapshot: &crate::runtime::Snapshot, request: &Route) -> Result<Strin
         let (name, value) = header
             .split_once(':')
             .ok_or_else(|| format!("expected `Name: value`, found `{header}`"))?;
-        let name: http::HeaderName =
-            name.trim().parse().map_err(|_| format!("`{name}` is no header name"))?;
-        let value: http::HeaderValue =
-            value.trim().parse().map_err(|_| format!("`{value}` is no header value"))?;
+        let name: http::HeaderName = name
+            .trim()
+            .parse()
+            .map_err(|_| format!("`{name}` is no header name"))?;
+        let value: http::HeaderValue = value
+            .trim()
+            .parse()
+            .map_err(|_| format!("`{value}` is no header value"))?;
         headers.append(name, value);
     }
     let listener = choose_listener(snapshot, request)?;
@@ -252,6 +282,11 @@ fn choose_listener(
         scheme.is_none_or(|scheme| (scheme == "https") == secure)
             && (port.is_none() || listener.binds.iter().any(of_port))
     };
-    let fitting = listeners.values().find(fits).or_else(|| listeners.values().next());
-    fitting.map(|listener| listener.name.clone()).ok_or_else(|| "there are no listeners".to_owned())
+    let fitting = listeners
+        .values()
+        .find(fits)
+        .or_else(|| listeners.values().next());
+    fitting
+        .map(|listener| listener.name.clone())
+        .ok_or_else(|| "there are no listeners".to_owned())
 }

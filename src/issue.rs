@@ -152,7 +152,10 @@ impl Issues {
 
     /// How many errors there are.
     pub fn errors(&self) -> usize {
-        self.0.iter().filter(|issue| issue.severity == Severity::Error).count()
+        self.0
+            .iter()
+            .filter(|issue| issue.severity == Severity::Error)
+            .count()
     }
 
     pub fn has_errors(&self) -> bool {

@@ -51,7 +51,9 @@ impl<'a> Build<'a> {
             return Some(pool.clone());
         }
         let hint = crate::value::hint(name, "pools are", self.pools.keys().map(String::as_str));
-        self.issues.error(at, format!("no pool named `{name}`")).hint(hint);
+        self.issues
+            .error(at, format!("no pool named `{name}`"))
+            .hint(hint);
         None
     }
 }

@@ -113,7 +113,9 @@ impl<'de> Deserialize<'de> for Version {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Version, D::Error> {
         match u64::deserialize(deserializer)? {
             1 => Ok(Version),
-            other => Err(serde::de::Error::custom(format!("expected `1`, found `{other}`"))),
+            other => Err(serde::de::Error::custom(format!(
+                "expected `1`, found `{other}`"
+            ))),
         }
     }
 }
@@ -158,7 +160,10 @@ impl<'de> Deserialize<'de> for Threads {
             fn visit_u64<E: serde::de::Error>(self, count: u64) -> Result<Threads, E> {
                 match usize::try_from(count) {
                     Ok(count @ 1..=1024) => Ok(Threads::Fixed(count)),
-                    _ => Err(E::invalid_value(serde::de::Unexpected::Unsigned(count), &self)),
+                    _ => Err(E::invalid_value(
+                        serde::de::Unexpected::Unsigned(count),
+                        &self,
+                    )),
                 }
             }
 

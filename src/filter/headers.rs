@@ -3,15 +3,17 @@
 //! ```yaml
 //! headers:
 //!   request:  { set: { X-Real-IP: "$remote_addr" }, remove: [X-Debug] }
-//!   response: { set: { Strict-Transport-Security: max-age=31536000 }, add: { Link: [</a.css>; rel=preload, </b.js>; rel=preload] } }
+//!   response:
+//!     set: { Strict-Transport-Security: max-age=31536000 }
+//!     add: { Link: ["</a.css>; rel=preload", "</b.js>; rel=preload"] }
 //! ```
 //!
-//! The last policy to run, so that it has the final word. `response` changes every answer that passes the route: from a
-//! backend, from files, and those that weir makes itself, errors included. nginx: `proxy_set_header`, `proxy_hide_header`,
-//! `add_header ... always`.
+//! The last policy to run, so that it has the final word. `response` changes every answer that passes the route:
+//! from a backend, from files, and those that weir makes itself, errors included. nginx: `proxy_set_header`,
+//! `proxy_hide_header`, `add_header ... always`.
 //!
-//! Levels merge by header: what the nearest level says about one header is all that holds for it, and headers that it does
-//! not mention keep what the farther level says.
+//! Levels merge by header: what the nearest level says about one header is all that holds for it, and headers that
+//! it does not mention keep what the farther level says.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -253,8 +255,8 @@ fn apply<M: Message>(
 
 /// What the headers of requests and of answers have in common.
 ///
-/// Inserting fails only when there are more headers than a map can hold (32,768); the rest of the message is then of more
-/// use than none.
+/// Inserting fails only when there are more headers than a map can hold (32,768); the rest of the message is then
+/// of more use than none.
 trait Message {
     fn as_response(&self) -> Option<&ResponseHeader>;
     fn insert(&mut self, name: &Name, value: HeaderValue);

@@ -1,13 +1,14 @@
 //! Policies: what happens to a request before its action and to the answer after it, one file each.
 //!
-//! The `registry!` list below is the order in which they run, whatever the order in the file: a user should not have
-//! to know that a limit belongs before a rewrite. The macro makes of that list the raw [`Filters`] (one optional key per
-//! policy), their inheritance and the compiled [`Chain`], with static calls in order. Written by hand, each policy
-//! would need a line in nine places that must agree; a slice of `dyn Filter` would box a future per policy and request,
-//! and need the list of keys all the same.
+//! The `registry!` list below is the order in which they run, whatever the order in the file: a user should not
+//! have to know that a limit belongs before a rewrite. The macro makes of that list the raw [`Filters`] (one
+//! optional key per policy), their inheritance and the compiled [`Chain`], with static calls in order. Written by
+//! hand, each policy would need a line in nine places that must agree; a slice of `dyn Filter` would box a future
+//! per policy and request, and need the list of keys all the same.
 //!
-//! Each level (`defaults`, site, route) is compiled once, where it is written, on top of the level around it. So a mistake
-//! in a site's policy is reported once and at its place, not once per route, and routes share what they inherit.
+//! Each level (`defaults`, site, route) is compiled once, where it is written, on top of the level around it. So a
+//! mistake in a site's policy is reported once and at its place, not once per route, and routes share what they
+//! inherit.
 
 pub mod headers;
 pub mod request_id;

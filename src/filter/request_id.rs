@@ -28,8 +28,8 @@ use crate::issue::At;
 pub struct Config {
     /// The header that carries it, to the backend and to the client. Default `X-Request-Id`.
     pub header: String,
-    /// Keep the identifier that the request brings, if it is 1 to 128 visible ASCII characters. Default false: a client
-    /// could otherwise give many requests the same one.
+    /// Keep the identifier that the request brings, if it is 1 to 128 visible ASCII characters. Default false: a
+    /// client could otherwise give many requests the same one.
     pub trust: bool,
 }
 
@@ -80,7 +80,8 @@ impl Filter for RequestId {
         _wall: SystemTime,
     ) {
         if let Some(id) = &cx.request_id {
-            // fails only when there are more headers than a map can hold; the rest of the request is more use than none
+            // fails only when there are more headers than a map can hold; the rest of the request is more use than
+            // none
             let _ = upstream.insert_header(self.header.written(), id);
         }
     }
@@ -105,8 +106,8 @@ fn brought<'a>(request: &'a RequestHeader, header: &Name) -> Option<&'a str> {
     fit.then_some(id)
 }
 
-/// Makes identifiers that differ between requests, processes and machines: a keyed hash of a counter, where the key is
-/// random. It needs no system call and no lock per request.
+/// Makes identifiers that differ between requests, processes and machines: a keyed hash of a counter, where the key
+/// is random. It needs no system call and no lock per request.
 #[derive(Debug, Default)]
 struct Ids {
     key: RandomState,

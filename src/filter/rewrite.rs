@@ -8,8 +8,8 @@
 //! rewrite: { regex: "^/u/(?<id>[0-9]+)$", to: "/users/$id" }
 //! ```
 //!
-//! Runs after routing: it does not choose another route. It works on the normalised path, and what it makes is encoded
-//! anew for the backend; the query stays. nginx: `rewrite ... break`, or the path in `proxy_pass`.
+//! Runs after routing: it does not choose another route. It works on the normalised path, and what it makes is
+//! encoded anew for the backend; the query stays. nginx: `rewrite ... break`, or the path in `proxy_pass`.
 
 use std::time::SystemTime;
 
@@ -37,8 +37,9 @@ pub struct Config {
     pub add_prefix: Option<String>,
     /// Replaces a path that this regular expression matches by `to`; any other path stays.
     pub regex: Option<String>,
-    /// The new path, with variables; groups of `regex` are `$name`, or `${1}` without a name. With a query (`/x?a=1`) the
-    /// client's query follows it after `&`; a `?` at the end drops the client's query (as nginx's `rewrite`).
+    /// The new path, with variables; groups of `regex` are `$name`, or `${1}` without a name. With a query
+    /// (`/x?a=1`) the client's query follows it after `&`; a `?` at the end drops the client's query (as nginx's
+    /// `rewrite`).
     pub to: Option<String>,
 }
 

@@ -124,7 +124,7 @@ impl Handler {
     /// What `weir route` says about it.
     pub fn summary(&self) -> String {
         match self {
-            Handler::Proxy(_) => "proxy".to_owned(),
+            Handler::Proxy(proxy) => format!("proxy to pool {}", proxy.pool.name()),
             Handler::Files(_) => "files".to_owned(),
             Handler::Redirect(redirect) => redirect.summary(),
             Handler::Respond(respond) => respond.summary(),

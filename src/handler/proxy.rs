@@ -34,7 +34,9 @@ pub struct Config {
 
 impl FromShort for Config {
     fn from_short(pool: &str) -> std::result::Result<Config, String> {
-        Ok(Config { pool: pool.to_owned() })
+        Ok(Config {
+            pool: pool.to_owned(),
+        })
     }
 }
 

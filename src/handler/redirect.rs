@@ -105,3 +105,54 @@ impl Redirect {
         format!("redirect ({})", self.status.as_u16())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Instant, SystemTime};
+
+    use pingora::http::RequestHeader;
+
+    use super::*;
+    use crate::exchange::Cx;
+    use crate::exchange::cx::Connection;
+    use crate::issue::Sources;
+    use crate::value::Short;
+
+    #[test]
+    fn the_client_is_sent_elsewhere() {
+        let found = reply("/new", "/old");
+        assert_eq!(found.head.status, 302);
+        assert_eq!(found.head.headers["location"], "/new");
+        let moved = reply("{ to: 'https://$host$uri', status: 308 }", "/a b");
+        assert_eq!(moved.head.status, 308);
+        assert_eq!(moved.head.headers["location"], "https://shop.example/a%20b");
+    }
+
+    #[test]
+    fn a_path_cannot_add_a_header() {
+        let reply = reply("https://$host$uri", "/\r\nSet-Cookie: a=b");
+        assert_eq!(
+            reply.head.headers["location"],
+            "https://shop.example/%0D%0ASet-Cookie:%20a=b"
+        );
+    }
+
+    fn reply(yaml: &str, path: &str) -> Reply {
+        let sources = Sources::default();
+        let mut b = Build::new(&sources);
+        let config: Short<Config> = serde_yaml::from_str(yaml).unwrap();
+        let handler = config.compile(&At::Root, &mut b).unwrap();
+        assert_eq!(b.issues.0.len(), 0, "{:?}", b.issues);
+        let mut cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
+        cx.host = "shop.example".to_owned();
+        cx.path = path.to_owned();
+        let view = View {
+            cx: &cx,
+            request: &RequestHeader::build("GET", b"/", None).unwrap(),
+            response: None,
+            wall: SystemTime::UNIX_EPOCH,
+        };
+        handler.reply(&view).unwrap()
+    }
+}

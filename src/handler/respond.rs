@@ -4,8 +4,8 @@
 //! respond: { status: 200, body: "ok\n" }
 //! ```
 //!
-//! nginx: `return 200 "ok\n"`. Any method is answered; the body of a HEAD request is left out where the answer is sent,
-//! and its length stays.
+//! nginx: `return 200 "ok\n"`. Any method is answered; the body of a HEAD request is left out where the answer is
+//! sent, and its length stays.
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -123,5 +123,56 @@ impl Respond {
     /// What `weir route` says about it.
     pub fn summary(&self) -> String {
         format!("respond ({})", self.status.as_u16())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Instant, SystemTime};
+
+    use pingora::http::RequestHeader;
+
+    use super::*;
+    use crate::exchange::Cx;
+    use crate::exchange::cx::Connection;
+    use crate::issue::Sources;
+    use crate::value::Short;
+
+    #[test]
+    fn a_text_is_the_body() {
+        let reply = reply("ok $uri", "/a");
+        assert_eq!(reply.head.status, 200);
+        assert_eq!(
+            reply.head.headers["content-type"],
+            "text/plain; charset=utf-8"
+        );
+        assert!(matches!(reply.body, Body::Bytes(bytes) if bytes == "ok /a"));
+    }
+
+    #[test]
+    fn without_a_body_there_is_no_type() {
+        let reply = reply("{ status: 204 }", "/");
+        assert_eq!(reply.head.status, 204);
+        assert!(matches!(reply.body, Body::Empty));
+        assert!(!reply.head.headers.contains_key("content-type"));
+    }
+
+    fn reply(yaml: &str, path: &str) -> Reply {
+        let sources = Sources::default();
+        let mut b = Build::new(&sources);
+        let config: Short<Config> = serde_yaml::from_str(yaml).unwrap();
+        let handler = config.compile(&At::Root, &mut b).unwrap();
+        assert_eq!(b.issues.0.len(), 0, "{:?}", b.issues);
+        let mut cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
+        cx.host = "shop.example".to_owned();
+        cx.path = path.to_owned();
+        let view = View {
+            cx: &cx,
+            request: &RequestHeader::build("GET", b"/", None).unwrap(),
+            response: None,
+            wall: SystemTime::UNIX_EPOCH,
+        };
+        handler.reply(&view).unwrap()
     }
 }

@@ -68,7 +68,10 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
             Socket::Tcp(socket) if wildcard => socket.local_addr().ok(),
             _ => local,
         };
-        let serving = shared.clone().serve(socket, peer, local, listener.load_full(), drain.clone());
+        let serving =
+            shared
+                .clone()
+                .serve(socket, peer, local, listener.load_full(), drain.clone());
         pingora_runtime::current_handle().spawn(serving);
     }
 }

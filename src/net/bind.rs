@@ -30,14 +30,18 @@ impl FromStr for Bind {
     fn from_str(text: &str) -> Result<Bind, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             if !path.starts_with('/') {
-                return Err(format!("expected an absolute path after `unix:`, found `{path}`"));
+                return Err(format!(
+                    "expected an absolute path after `unix:`, found `{path}`"
+                ));
             }
             return Ok(Bind::Unix(path.into()));
         }
         if let Some(port) = text.strip_prefix(':') {
             return match port.parse() {
                 Ok(port) => Ok(Bind::Any(port)),
-                Err(_) => Err(format!("expected a port from 0 to 65535 after `:`, found `{port}`")),
+                Err(_) => Err(format!(
+                    "expected a port from 0 to 65535 after `:`, found `{port}`"
+                )),
             };
         }
         text.parse().map(Bind::Tcp).map_err(|_| {
@@ -62,7 +66,9 @@ impl fmt::Display for Bind {
 
 impl<'de> Deserialize<'de> for Bind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bind, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -149,7 +155,9 @@ fn tcp(addr: SocketAddr, only_v6: bool) -> io::Result<Socket> {
 /// A socket file that nobody listens on any more would make the bind fail; one with a listener must stay.
 fn remove_stale(path: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !metadata.file_type().is_socket() {
         return Ok(());
     }
@@ -174,7 +182,9 @@ impl ListenSocket {
     }
 
     pub fn try_clone(&self) -> io::Result<ListenSocket> {
-        Ok(ListenSocket { socket: self.socket.try_clone()? })
+        Ok(ListenSocket {
+            socket: self.socket.try_clone()?,
+        })
     }
 
     pub fn is_unix(&self) -> io::Result<bool> {
@@ -212,7 +222,15 @@ mod tests {
         for text in ["127.0.0.1:80", "[::1]:8080", ":443", "unix:/run/weir.sock"] {
             assert_eq!(text.parse::<Bind>().unwrap().to_string(), text);
         }
-        for text in ["", "80", "localhost:80", "127.0.0.1", ":x", "unix:relative", ":70000"] {
+        for text in [
+            "",
+            "80",
+            "localhost:80",
+            "127.0.0.1",
+            ":x",
+            "unix:relative",
+            ":70000",
+        ] {
             assert!(text.parse::<Bind>().is_err(), "{text}");
         }
     }

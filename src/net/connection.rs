@@ -52,7 +52,11 @@ pub struct Shared<A> {
 
 impl<A> Shared<A> {
     pub fn new(app: Arc<A>) -> Shared<A> {
-        Shared { app, open: Arc::default(), accepted: AtomicU64::new(0) }
+        Shared {
+            app,
+            open: Arc::default(),
+            accepted: AtomicU64::new(0),
+        }
     }
 }
 
@@ -118,7 +122,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             session.set_pipelining_enabled(true);
             // Here only the bound for the rest of the header; whether the connection persists is the request's say.
             session.set_keepalive(Some(HEADER_TIMEOUT.as_secs()));
-            let Some(reusable) = self.app.process_new_http(session, &drain).await else { return };
+            let Some(reusable) = self.app.process_new_http(session, &drain).await else {
+                return;
+            };
             let (idle, settings) = reusable.consume();
             stream = idle;
             head = BytesMut::new();

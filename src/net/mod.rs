@@ -61,9 +61,10 @@ impl Config {
     pub fn protocols(&self) -> Protocols {
         match &self.protocols {
             None => Protocols { h1: true, h2: true },
-            Some(OneOrMany(list)) => {
-                Protocols { h1: list.contains(&Protocol::H1), h2: list.contains(&Protocol::H2) }
-            }
+            Some(OneOrMany(list)) => Protocols {
+                h1: list.contains(&Protocol::H1),
+                h2: list.contains(&Protocol::H2),
+            },
         }
     }
 }

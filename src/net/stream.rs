@@ -150,7 +150,11 @@ impl ClientStream {
         loop {
             let waiting = self.unsent.len();
             let parts = [IoSlice::new(&self.unsent), IoSlice::new(more)];
-            let parts = if waiting == 0 { &parts[1..] } else { &parts[..] };
+            let parts = if waiting == 0 {
+                &parts[1..]
+            } else {
+                &parts[..]
+            };
             let sent = ready!(self.socket.poll_write_vectored(cx, parts))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));

@@ -26,7 +26,11 @@ impl Companion {
     pub fn new(live: Arc<Live>) -> Companion {
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
-        Companion { live, options, nowhere: Arc::default() }
+        Companion {
+            live,
+            options,
+            nowhere: Arc::default(),
+        }
     }
 }
 
@@ -91,7 +95,12 @@ fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
         return send::failure(Failure::BadRequest);
     }
     match snapshot.statics.get(&cx.connection.listener) {
-        Some(files) => files.serve(&request.method, &request.headers, &cx.path, request.uri.query()),
+        Some(files) => files.serve(
+            &request.method,
+            &request.headers,
+            &cx.path,
+            request.uri.query(),
+        ),
         None => {
             cx.failure = Some(Failure::NoRoute);
             send::failure(Failure::NoRoute)

@@ -43,7 +43,13 @@ pub struct Weir {
 
 /// Makes Pingora's HTTP engine around [`Weir`].
 pub fn proxy(conf: &Arc<ServerConf>, live: Arc<Live>) -> HttpProxy<Weir> {
-    let mut proxy = http_proxy(conf, Weir { live, nowhere: Arc::default() });
+    let mut proxy = http_proxy(
+        conf,
+        Weir {
+            live,
+            nowhere: Arc::default(),
+        },
+    );
     let mut options = pingora::apps::HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
     proxy.server_options = Some(options);
@@ -118,8 +124,12 @@ impl ProxyHttp for Weir {
         _session: &mut Session,
         x: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
-        let Chosen::Route(route) = &x.chosen else { return Err(internal("no route to proxy")) };
-        let Handler::Proxy(proxy) = &route.handler else { return Err(internal("not a proxy")) };
+        let Chosen::Route(route) = &x.chosen else {
+            return Err(internal("no route to proxy"));
+        };
+        let Handler::Proxy(proxy) = &route.handler else {
+            return Err(internal("not a proxy"));
+        };
         proxy.peer(&mut x.attempts, &mut x.cx, Instant::now())
     }
 
@@ -195,7 +205,8 @@ impl ProxyHttp for Weir {
         let replayable = session.req_header().method.is_idempotent()
             && !session.as_ref().retry_buffer_truncated()
             && session.response_written().is_none();
-        x.attempts.error_while_proxy(&mut x.cx, e, replayable, reused, Instant::now())
+        x.attempts
+            .error_while_proxy(&mut x.cx, e, replayable, reused, Instant::now())
     }
 
     async fn fail_to_proxy(
@@ -204,14 +215,20 @@ impl ProxyHttp for Weir {
         e: &Error,
         x: &mut Exchange,
     ) -> FailToProxy {
-        let failure = *x.cx.failure.get_or_insert_with(|| crate::handler::proxy::failure_of(e));
+        let failure = *x
+            .cx
+            .failure
+            .get_or_insert_with(|| crate::handler::proxy::failure_of(e));
         report(session.req_header(), &x.cx, failure, e);
         if session.response_written().is_none() && failure.reaches_client() {
             let reply = send::failure(failure);
             // The client may be gone by now; there is nobody else to tell.
             let _ = send::reply(session.as_downstream_mut(), x, reply).await;
         }
-        FailToProxy { error_code: failure.status(), can_reuse_downstream: false }
+        FailToProxy {
+            error_code: failure.status(),
+            can_reuse_downstream: false,
+        }
     }
 
     /// Reported already, with what weir knows of it.
@@ -275,20 +292,24 @@ fn authority(request: &RequestHeader) -> &[u8] {
     if let Some(authority) = request.uri.authority() {
         return authority.as_str().as_bytes();
     }
-    request.headers.get(header::HOST).map_or(b"", |host| host.as_bytes())
+    request
+        .headers
+        .get(header::HOST)
+        .map_or(b"", |host| host.as_bytes())
 }
 
 /// The client's address: the peer, or whom a trusted proxy names.
-fn client(
-    request: &RequestHeader,
-    cx: &Cx,
-    snapshot: &Snapshot,
-) -> Option<std::net::IpAddr> {
+fn client(request: &RequestHeader, cx: &Cx, snapshot: &Snapshot) -> Option<std::net::IpAddr> {
     let peer = cx.connection.peer.map(|peer| peer.ip().to_canonical());
     if snapshot.trusted_proxies.is_empty() {
         return peer;
     }
-    let trusted = |ip| snapshot.trusted_proxies.iter().any(|range| range.contains(ip));
+    let trusted = |ip| {
+        snapshot
+            .trusted_proxies
+            .iter()
+            .any(|range| range.contains(ip))
+    };
     forwarded::client(peer?, &request.headers, trusted).into()
 }
 
@@ -297,7 +318,9 @@ async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
     if let Some(failure) = x.cx.failure {
         return Some(send::failure(failure));
     }
-    let Chosen::Route(route) = &x.chosen else { return None };
+    let Chosen::Route(route) = &x.chosen else {
+        return None;
+    };
     let route = route.clone();
     let wall = SystemTime::now();
     let outcome = match route.chain.request(&mut x.cx, request, wall).await {
@@ -317,14 +340,24 @@ async fn act(
     x: &Exchange,
     wall: SystemTime,
 ) -> std::result::Result<Option<Reply>, Failure> {
-    let view = View { cx: &x.cx, request, response: None, wall };
+    let view = View {
+        cx: &x.cx,
+        request,
+        response: None,
+        wall,
+    };
     match &route.handler {
         // Told here, before a backend is chosen, the client keeps its connection.
         Handler::Proxy(proxy) if proxy.pool.is_down() => Err(Failure::PoolDown),
         Handler::Proxy(_) => Ok(None),
         Handler::Files(files) => {
             let (method, headers) = (&request.method, &request.headers);
-            Ok(Some(files.serve(method, headers, &x.cx.path, request.uri.query())))
+            Ok(Some(files.serve(
+                method,
+                headers,
+                &x.cx.path,
+                request.uri.query(),
+            )))
         }
         Handler::Redirect(redirect) => redirect.reply(&view).map(Some),
         Handler::Respond(respond) => respond.reply(&view).map(Some),
@@ -355,13 +388,16 @@ fn report(request: &RequestHeader, cx: &Cx, failure: Failure, e: &Error) {
         request.method,
         cx.host,
         request.uri.path(),
-        cx.client.map_or_else(|| "unix".to_owned(), |ip| ip.to_string()),
+        cx.client
+            .map_or_else(|| "unix".to_owned(), |ip| ip.to_string()),
     );
 }
 
 /// The last thing that happens to a request: its line in the access log.
 fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx) {
-    let Some(access) = &snapshot.log.access else { return };
+    let Some(access) = &snapshot.log.access else {
+        return;
+    };
     let response = session.response_written();
     cx.ended = Some(Instant::now());
     cx.status = match (response, cx.failure) {
@@ -373,7 +409,12 @@ fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx) {
     cx.bytes_sent = cx.body_bytes_sent + response.map_or(0, header_length);
     cx.request_length += session.body_bytes_read() as u64;
     let request = session.req_header();
-    access.log(&View { cx, request, response, wall: SystemTime::now() });
+    access.log(&View {
+        cx,
+        request,
+        response,
+        wall: SystemTime::now(),
+    });
 }
 
 /// Bytes of the request's header, as sent on HTTP/1; what it would have been there on HTTP/2.
@@ -392,7 +433,10 @@ fn header_length(response: &ResponseHeader) -> u64 {
 }
 
 fn fields_length(fields: &http::HeaderMap) -> u64 {
-    fields.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+    fields
+        .iter()
+        .map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64)
+        .sum()
 }
 
 fn internal(what: &'static str) -> Box<Error> {

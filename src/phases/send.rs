@@ -62,7 +62,11 @@ pub(super) async fn write(
         _ if head_only => {}
         Body::Empty => {}
         Body::Bytes(bytes) => session.write_response_body(bytes, false).await?,
-        Body::File { file, start, length } => write_file(session, file, start, length).await?,
+        Body::File {
+            file,
+            start,
+            length,
+        } => write_file(session, file, start, length).await?,
     }
     session.finish_body().await
 }
@@ -118,15 +122,24 @@ pub(super) fn with_page(reply: Reply, request: &RequestHeader) -> Reply {
     if !wants_page {
         return Reply { head, body };
     }
-    let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or("Error"));
+    let (code, reason) = (
+        status.as_u16(),
+        status.canonical_reason().unwrap_or("Error"),
+    );
     let (page, kind) = match accept::prefers_json(&request.headers) {
-        true => (format!("{{\"status\":{code},\"error\":\"{reason}\"}}\n"), "application/json"),
+        true => (
+            format!("{{\"status\":{code},\"error\":\"{reason}\"}}\n"),
+            "application/json",
+        ),
         false => (html(code, reason), "text/html; charset=utf-8"),
     };
     // Static names with values made here cannot be refused.
     let _ = head.insert_header(header::CONTENT_TYPE, kind);
     let _ = head.insert_header(header::CONTENT_LENGTH, page.len());
-    Reply { head, body: Body::Bytes(page.into()) }
+    Reply {
+        head,
+        body: Body::Bytes(page.into()),
+    }
 }
 
 fn html(code: u16, reason: &str) -> String {

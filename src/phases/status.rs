@@ -26,14 +26,19 @@ pub(super) fn reply(snapshot: &Snapshot) -> Reply {
         version: env!("CARGO_PKG_VERSION"),
         process: std::process::id(),
         generation: snapshot.generation,
-        since: snapshot.since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        since: snapshot
+            .since
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
         pools: snapshot.pools.values().map(|pool| pool.status()).collect(),
     };
     // Numbers, strings and lists of them: there is nothing in it that JSON cannot say.
     let mut body = serde_json::to_vec_pretty(&status).unwrap_or_default();
     body.push(b'\n');
     let mut reply = Reply::new(StatusCode::OK, Body::Bytes(Bytes::from(body)));
-    let _ = reply.head.insert_header(header::CONTENT_TYPE, "application/json");
+    let _ = reply
+        .head
+        .insert_header(header::CONTENT_TYPE, "application/json");
     let _ = reply.head.insert_header(header::CACHE_CONTROL, "no-store");
     reply
 }

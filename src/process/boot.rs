@@ -36,7 +36,10 @@ pub struct How {
 pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
     let Plan { boot, snapshot } = plan;
     let background = match how.daemon || boot.daemon {
-        true => Some(daemon::fork(boot.error_log.clone(), boot.working_directory.clone())?),
+        true => Some(daemon::fork(
+            boot.error_log.clone(),
+            boot.working_directory.clone(),
+        )?),
         false => None,
     };
     let logs = Logs::start(&snapshot.log)?;
@@ -55,7 +58,14 @@ pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
         background.ready()?;
     }
     signals::hold()?;
-    serve(file, boot, Arc::new(snapshot), opened, successor, logs.clone());
+    serve(
+        file,
+        boot,
+        Arc::new(snapshot),
+        opened,
+        successor,
+        logs.clone(),
+    );
     logs.flush();
     Ok(())
 }
@@ -68,11 +78,16 @@ fn take_over(
     let path = &boot.upgrade_sock;
     let receiver = Receiver::listen(path)
         .with_context(|| format!("cannot wait for sockets on `{}`", path.display()))?;
-    log::info!("waiting for the sockets of the running process on {}", path.display());
+    log::info!(
+        "waiting for the sockets of the running process on {}",
+        path.display()
+    );
     if let Some(background) = background {
         background.ready()?;
     }
-    let taken = receiver.receive().inspect_err(|e| log::error!("no sockets were handed over: {e}"));
+    let taken = receiver
+        .receive()
+        .inspect_err(|e| log::error!("no sockets were handed over: {e}"));
     let (sockets, successor) = taken.context("no sockets were handed over")?;
     log::info!("took {} sockets over", sockets.len());
     Ok((sockets, successor))
@@ -91,7 +106,11 @@ fn open_all(
         .into_iter()
         .map(|part| {
             let mut opened = Opened::new();
-            for bind in snapshot.listeners(part).values().flat_map(|listener| &listener.binds) {
+            for bind in snapshot
+                .listeners(part)
+                .values()
+                .flat_map(|listener| &listener.binds)
+            {
                 let socket = open(bind, &mut inherited)
                     .with_context(|| format!("cannot listen on {bind}"))?;
                 opened.insert(bind.clone(), socket);
@@ -122,7 +141,11 @@ fn serve(
         boot.listener_tasks_per_fd,
     );
     // Files need few threads; without any `static:` entry one that sleeps.
-    let threads = if snapshot.listeners(Part::Companion).is_empty() { 1 } else { boot.threads };
+    let threads = if snapshot.listeners(Part::Companion).is_empty() {
+        1
+    } else {
+        boot.threads
+    };
     let (companion, companion_handle) = ListenerService::new(
         Part::Companion,
         Arc::new(phases::Companion::new(live.clone())),
@@ -133,8 +156,13 @@ fn serve(
     server.add_service(companion);
     let services = vec![edge_handle, companion_handle];
     for (part, opened) in opened {
-        let service = services.iter().find(|service: &&Handle| service.part == part);
-        let change = Change { snapshot: snapshot.clone(), opened };
+        let service = services
+            .iter()
+            .find(|service: &&Handle| service.part == part);
+        let change = Change {
+            snapshot: snapshot.clone(),
+            opened,
+        };
         service.expect("each part has its service").follow(change);
     }
     // The sockets listen already: whoever connects from now on is served.
@@ -143,11 +171,22 @@ fn serve(
     {
         log::warn!("the old process is gone: {e}");
     }
-    log::info!("weir {} runs as process {}", env!("CARGO_PKG_VERSION"), std::process::id());
+    log::info!(
+        "weir {} runs as process {}",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id()
+    );
     let upgrade_sock = boot.upgrade_sock.clone();
     let reloader = Arc::new(Reloader::new(file, boot, live));
-    let signals = Signals { reloader, services, logs, upgrade_sock };
-    server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    let signals = Signals {
+        reloader,
+        services,
+        logs,
+        upgrade_sock,
+    };
+    server.run(RunArgs {
+        shutdown_signal: Box::new(signals),
+    });
 }
 
 fn server_conf(boot: &Boot) -> ServerConf {

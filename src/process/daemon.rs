@@ -36,7 +36,11 @@ pub fn fork(output: PathBuf, directory: PathBuf) -> anyhow::Result<Background> {
         ForkResult::Child => {
             drop(ready);
             unistd::setsid().context("cannot leave the terminal's session")?;
-            Ok(Background { parent: File::from(parent), output, directory })
+            Ok(Background {
+                parent: File::from(parent),
+                output,
+                directory,
+            })
         }
     }
 }
@@ -111,7 +115,9 @@ pub fn become_user(user: Option<&str>, group: Option<&str>) -> anyhow::Result<()
         Some(name) => Some(find_group(name)?),
         None => user.as_ref().map(|user| user.gid),
     };
-    let already = user.as_ref().is_none_or(|user| user.uid == Uid::effective())
+    let already = user
+        .as_ref()
+        .is_none_or(|user| user.uid == Uid::effective())
         && group.is_none_or(|group| group == Gid::effective());
     if already {
         return Ok(());

@@ -22,7 +22,10 @@ impl Logs {
     /// When a file cannot be opened.
     pub fn start(log: &Compiled) -> anyhow::Result<Arc<Logs>> {
         let error = ErrorLog::install(&log.error).context("cannot open the error log")?;
-        let logs = Logs { error, writers: Writers::default() };
+        let logs = Logs {
+            error,
+            writers: Writers::default(),
+        };
         logs.open_access(log)?;
         Ok(Arc::new(logs))
     }
@@ -33,7 +36,9 @@ impl Logs {
     /// When a file cannot be opened; nothing has changed then.
     pub fn follow(&self, log: &Compiled) -> anyhow::Result<()> {
         self.open_access(log)?;
-        self.error.apply(&log.error).context("cannot open the error log")
+        self.error
+            .apply(&log.error)
+            .context("cannot open the error log")
     }
 
     /// Opens all files anew, for a tool that has renamed them.
@@ -57,7 +62,9 @@ impl Logs {
 
     fn open_access(&self, log: &Compiled) -> anyhow::Result<()> {
         match &log.access {
-            Some(access) => access.open(&self.writers).context("cannot open the access log"),
+            Some(access) => access
+                .open(&self.writers)
+                .context("cannot open the access log"),
             None => Ok(()),
         }
     }

@@ -41,14 +41,20 @@ fn carry_out(
     snapshot.present_certificates();
     reloader.live().store(snapshot.clone());
     for (service, opened) in services.iter().zip(opened) {
-        service.follow(Change { snapshot: snapshot.clone(), opened });
+        service.follow(Change {
+            snapshot: snapshot.clone(),
+            opened,
+        });
     }
     Ok(snapshot.generation)
 }
 
 /// Opens the sockets that the snapshot wants and the service does not have.
 fn open_new(service: &Handle, snapshot: &Snapshot) -> anyhow::Result<Opened> {
-    let wanted = snapshot.listeners(service.part).values().flat_map(|listener| &listener.binds);
+    let wanted = snapshot
+        .listeners(service.part)
+        .values()
+        .flat_map(|listener| &listener.binds);
     let new = wanted.filter(|bind| !service.is_listening_on(bind));
     new.map(|bind| match bind.listen() {
         Ok(socket) => Ok((bind.clone(), socket)),

@@ -58,7 +58,8 @@ impl Handle {
     pub fn sockets(&self) -> std::io::Result<Vec<(String, ListenSocket)>> {
         let doors = self.doors.lock();
         let each = doors.0.iter();
-        each.map(|(bind, door)| Ok((bind.to_string(), door.socket.try_clone()?))).collect()
+        each.map(|(bind, door)| Ok((bind.to_string(), door.socket.try_clone()?)))
+            .collect()
     }
 
     /// Stops accepting and lets every connection finish what it is at.
@@ -112,7 +113,18 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
             Part::Edge => "weir",
             Part::Companion => "weir-static",
         };
-        (ListenerService { name, part, threads, tasks_per_socket, shared, doors, changes }, handle)
+        (
+            ListenerService {
+                name,
+                part,
+                threads,
+                tasks_per_socket,
+                shared,
+                doors,
+                changes,
+            },
+            handle,
+        )
     }
 
     /// Opens, changes and closes doors until they are those of `listeners`.
@@ -121,7 +133,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
         let mut wanted = HashMap::new();
         for listener in listeners.values() {
             let listener = Arc::new(listener.clone());
-            wanted.extend(listener.binds.iter().map(|bind| (bind.clone(), listener.clone())));
+            wanted.extend(
+                listener
+                    .binds
+                    .iter()
+                    .map(|bind| (bind.clone(), listener.clone())),
+            );
         }
         doors.0.retain(|bind, door| {
             let stays = wanted.contains_key(bind);
@@ -158,7 +175,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
                 }
             });
         }
-        Ok(Door { socket, listener, drain })
+        Ok(Door {
+            socket,
+            listener,
+            drain,
+        })
     }
 }
 

@@ -28,8 +28,13 @@ pub fn hold() -> nix::Result<()> {
 }
 
 fn held() -> SigSet {
-    let signals =
-        [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGINT];
+    let signals = [
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGTERM,
+        Signal::SIGQUIT,
+        Signal::SIGINT,
+    ];
     signals.into_iter().collect()
 }
 

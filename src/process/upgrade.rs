@@ -71,7 +71,11 @@ impl Receiver {
         let peer = socket::getsockopt(&sender, sockopt::PeerCredentials)?;
         let us = nix::unistd::geteuid().as_raw();
         if peer.uid() != us && peer.uid() != 0 {
-            let message = format!("process {} of user {} is not allowed", peer.pid(), peer.uid());
+            let message = format!(
+                "process {} of user {} is not allowed",
+                peer.pid(),
+                peer.uid()
+            );
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
         }
         let mut sockets = Sockets::new();
@@ -116,9 +120,15 @@ pub enum Handover {
 /// # Errors
 /// When a new process was there but did not come to serve; this one must go on.
 pub fn hand_over(path: &Path, sockets: &[(String, impl AsFd)]) -> io::Result<Handover> {
-    let Some(receiver) = connect(path)? else { return Ok(Handover::Nobody) };
+    let Some(receiver) = connect(path)? else {
+        return Ok(Handover::Nobody);
+    };
     for (name, fd) in sockets {
-        send_one(receiver.as_fd(), name.as_bytes(), Some(fd.as_fd().as_raw_fd()))?;
+        send_one(
+            receiver.as_fd(),
+            name.as_bytes(),
+            Some(fd.as_fd().as_raw_fd()),
+        )?;
     }
     send_one(receiver.as_fd(), END, None)?;
     wait_readable(receiver.as_fd(), WAIT_FOR_READY)?;
@@ -152,7 +162,13 @@ fn send_one(to: BorrowedFd<'_>, name: &[u8], fd: Option<RawFd>) -> io::Result<()
     let control = if fds.is_empty() { &[][..] } else { &rights[..] };
     // An empty message would look like the end of the stream, so each starts with a byte of its own.
     let parts = [IoSlice::new(b"s"), IoSlice::new(name)];
-    socket::sendmsg::<UnixAddr>(to.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)?;
+    socket::sendmsg::<UnixAddr>(
+        to.as_raw_fd(),
+        &parts,
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     Ok(())
 }
 
@@ -186,7 +202,12 @@ fn receive_one(from: BorrowedFd<'_>) -> io::Result<Option<(String, OwnedFd)>> {
 
 fn seqpacket() -> io::Result<OwnedFd> {
     let kind = SockType::SeqPacket;
-    Ok(socket::socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?)
+    Ok(socket::socket(
+        AddressFamily::Unix,
+        kind,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
 }
 
 fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<()> {
@@ -203,7 +224,10 @@ fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<()> {
     }
 }
 
-#[expect(unsafe_code, reason = "accept4(2) and SCM_RIGHTS give bare numbers; nix has no owned form")]
+#[expect(
+    unsafe_code,
+    reason = "accept4(2) and SCM_RIGHTS give bare numbers; nix has no owned form"
+)]
 fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -223,8 +247,9 @@ mod tests {
             let path = path.clone();
             move || {
                 let file = std::fs::File::open("/dev/null").unwrap();
-                let sockets: Vec<_> =
-                    (0..600).map(|i| (format!("unix:/with space/{i}"), file.as_fd())).collect();
+                let sockets: Vec<_> = (0..600)
+                    .map(|i| (format!("unix:/with space/{i}"), file.as_fd()))
+                    .collect();
                 hand_over(&path, &sockets).unwrap()
             }
         });

@@ -12,13 +12,14 @@ use crate::tls;
 use crate::value::keys::{self, Keyed};
 use crate::value::{Cidr, OneOrMany};
 
-/// What to do with the requests for some hosts. Beside the keys of its own it may hold any policy, for all its routes.
+/// What to do with the requests for some hosts. Beside the keys of its own it may hold any policy, for all its
+/// routes.
 #[derive(Debug, Clone, Default, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Site {
-    /// Names of the site: `shop.example`; `*.shop.example` for every name below; `~REGEX`; `*` for every name that no site
-    /// has. An exact name goes before a wildcard, the longest wildcard first, then regexes in written order, then
-    /// `*`. Case, port and a trailing dot of the request's host do not matter. nginx: `server_name`.
+    /// Names of the site: `shop.example`; `*.shop.example` for every name below; `~REGEX`; `*` for every name that
+    /// no site has. An exact name goes before a wildcard, the longest wildcard first, then regexes in written
+    /// order, then `*`. Case, port and a trailing dot of the request's host do not matter. nginx: `server_name`.
     pub hosts: OneOrMany<String>,
     /// Listeners on which the site is served. Default: all.
     pub listeners: Option<Vec<String>>,

@@ -63,29 +63,25 @@ impl fmt::Display for Explanation<'_> {
             Host::Regex(_) => "regex",
             Host::Any => "every other host",
         };
-        writeln!(
-            f,
-            "site      {} (host {}: {why})",
-            self.site.name, self.host
-        )?;
+        writeln!(f, "site: {} (host {}: {why})", self.site.name, self.host)?;
         for (route, condition) in &self.passed {
             writeln!(
                 f,
-                "not       {} ({route}): `{condition}` does not hold",
+                "not: {} ({route}): `{condition}` does not hold",
                 route.name
             )?;
         }
         let Some(route) = self.route else {
-            return writeln!(f, "route     none matches");
+            return writeln!(f, "route: none matches");
         };
-        writeln!(f, "route     {} ({route})", route.name)?;
+        writeln!(f, "route: {} ({route})", route.name)?;
         for (name, value) in &self.captures {
-            writeln!(f, "capture   ${name} = {value}")?;
+            writeln!(f, "capture: ${name} = {value}")?;
         }
         let policies: Vec<&str> = route.chain.names().collect();
         if !policies.is_empty() {
-            writeln!(f, "policies  {}", policies.join(", "))?;
+            writeln!(f, "policies: {}", policies.join(", "))?;
         }
-        writeln!(f, "action    {}", route.handler.summary())
+        writeln!(f, "action: {}", route.handler.summary())
     }
 }

@@ -1,8 +1,8 @@
 //! From a path to the routes that might match it: one radix tree per site.
 //!
-//! Every path matcher begins with a literal: the path itself, the prefix, or what a regex begins with for certain. The
-//! tree holds those literals. One walk along the request's path meets every route whose literal the path begins with,
-//! and no other, so that a thousand routes cost what ten do. (Regexes without such a beginning all stand at
+//! Every path matcher begins with a literal: the path itself, the prefix, or what a regex begins with for certain.
+//! The tree holds those literals. One walk along the request's path meets every route whose literal the path begins
+//! with, and no other, so that a thousand routes cost what ten do. (Regexes without such a beginning all stand at
 //! the root and are tried one by one, as nginx does.)
 
 use std::fmt;
@@ -96,8 +96,9 @@ struct Entry {
     kind: Kind,
 }
 
-/// Three lists instead of a box per node: of ten thousand sites most are not in the processor's caches, and what one
-/// lookup touches should stand close together. (`u32` holds what a file can: it would take 4 GiB of paths to overflow.)
+/// Three lists instead of a box per node: of ten thousand sites most are not in the processor's caches, and what
+/// one lookup touches should stand close together. (`u32` holds what a file can: it would take 4 GiB of paths to
+/// overflow.)
 #[derive(Debug)]
 pub struct PathTree {
     /// The first one is the root.

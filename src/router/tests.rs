@@ -172,18 +172,18 @@ fn a_way_is_explained() {
     let explanation = router.explain("http", "a.shop.example", &facts).unwrap();
     assert_eq!(
         explanation.to_string(),
-        "site      shop (host *.shop.example: wildcard)\n\
-         not       shop.routes[0] (prefix /u, methods POST): `methods` does not hold\n\
-         route     shop.routes[1] (regex ^/u/(?<id>[0-9]+)$)\n\
-         capture   $id = 7\n\
-         policies  request_id\n\
-         action    redirect (302)\n"
+        "site: shop (host *.shop.example: wildcard)\n\
+         not: shop.routes[0] (prefix /u, methods POST): `methods` does not hold\n\
+         route: shop.routes[1] (regex ^/u/(?<id>[0-9]+)$)\n\
+         capture: $id = 7\n\
+         policies: request_id\n\
+         action: redirect (302)\n"
     );
     facts.path = "/";
     let explanation = router.explain("http", "shop.example", &facts).unwrap();
     assert_eq!(
         explanation.to_string(),
-        "site      shop (host shop.example: exact name)\nroute     none matches\n"
+        "site: shop (host shop.example: exact name)\nroute: none matches\n"
     );
     assert!(router.explain("http", "other.example", &facts).is_none());
 }
@@ -263,7 +263,7 @@ fn mistakes_are_reported_at_their_places() {
         ),
         (
             "{ hosts: a, routes: [{ match: { headers: { 'a b': c } }, respond: x }] }",
-            "sites.a.routes[0].match.headers.a b: `a b` is not a header name",
+            "sites.a.routes[0].match.headers.\"a b\": `a b` is not a header name",
         ),
         (
             "{ hosts: a, routes: [{ proxy: nonsuch }] }",

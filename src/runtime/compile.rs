@@ -38,19 +38,26 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
     let boot = boot(config, b);
     let log = config.log.compile(&root.key("log"), b);
     let pools = pools(config, previous, b);
-    b.set_pools(pools.iter().map(|(name, pool)| (name.clone(), pool.clone())).collect());
+    b.set_pools(
+        pools
+            .iter()
+            .map(|(name, pool)| (name.clone(), pool.clone()))
+            .collect(),
+    );
     distinct_binds(config, b);
     let (companion, statics) = companion(config, b);
     let names: Vec<&str> = config.listeners.keys().map(String::as_str).collect();
-    let sites = config.sites.iter().map(|(name, site)| (name.as_str(), site));
+    let sites = config
+        .sites
+        .iter()
+        .map(|(name, site)| (name.as_str(), site));
     let router = Arc::new(Router::compile(&root, &config.defaults, sites, &names, b));
     let mut certificates = Certificates::new(previous);
     certificates.of_sites(config, b);
     let (edge, resolvers) = edge(config, &router, &mut certificates, previous, b);
     if config.listeners.is_empty() && config.statics.is_empty() {
-        b.error(&root, "there is nothing to listen on").hint(
-            "give at least one listener: `listeners: { http: { bind: \":8080\" } }`",
-        );
+        b.error(&root, "there is nothing to listen on")
+            .hint("give at least one listener: `listeners: { http: { bind: \":8080\" } }`");
     }
     unused_pools(config, b);
     Some(Plan {
@@ -77,7 +84,9 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
 fn boot(config: &Config, b: &mut Build<'_>) -> Boot {
     let root = At::Root;
     let path = |key: &str, written: &Option<PathBuf>, b: &Build<'_>| {
-        written.as_ref().map(|written| b.path(&root.key(key), written))
+        written
+            .as_ref()
+            .map(|written| b.path(&root.key(key), written))
     };
     let pid_file = path("pid_file", &config.pid_file, b);
     let upgrade_sock = path("upgrade_sock", &config.upgrade_sock, b);
@@ -133,15 +142,25 @@ fn unused_pools(config: &Config, b: &mut Build<'_>) {
         .filter_map(|route| route.actions.proxy.as_ref())
         .map(|proxy| proxy.0.pool.as_str())
         .collect();
-    for name in config.pools.keys().filter(|name| !used.contains(name.as_str())) {
+    for name in config
+        .pools
+        .keys()
+        .filter(|name| !used.contains(name.as_str()))
+    {
         b.warn(&at.key(name), "no route uses this pool").on_key();
     }
 }
 
 /// No address may be bound twice, by whichever listener or static service.
 fn distinct_binds(config: &Config, b: &mut Build<'_>) {
-    let listeners = config.listeners.iter().map(|(name, own)| ("listeners", name, &own.bind.0));
-    let statics = config.statics.iter().map(|(name, own)| ("static", name, &own.bind.0));
+    let listeners = config
+        .listeners
+        .iter()
+        .map(|(name, own)| ("listeners", name, &own.bind.0));
+    let statics = config
+        .statics
+        .iter()
+        .map(|(name, own)| ("static", name, &own.bind.0));
     let mut seen: Vec<(&Bind, String)> = Vec::new();
     for (section, name, binds) in listeners.chain(statics) {
         let at = At::Root.key(section);
@@ -168,7 +187,9 @@ fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
     let at = At::Root.key("static");
     let (mut listeners, mut statics) = (Listeners::new(), Statics::new());
     for (name, own) in &config.statics {
-        let Some(files) = own.files.compile(&at.key(name), b) else { continue };
+        let Some(files) = own.files.compile(&at.key(name), b) else {
+            continue;
+        };
         let name: Arc<str> = name.as_str().into();
         let listener = Listener {
             name: name.clone(),
@@ -203,7 +224,10 @@ fn edge(
         if let Some(tls) = &own.tls {
             let at = at.key("tls");
             let before = previous.and_then(|previous| previous.edge.get(name.as_str()));
-            let settings = Settings { min_version: tls.min_version, protocols };
+            let settings = Settings {
+                min_version: tls.min_version,
+                protocols,
+            };
             acceptor = make_acceptor(settings, before, &at, b);
             let fallback = certificates.of_listener(tls, &at, b);
             let sites = certificates.sites.clone();
@@ -222,7 +246,15 @@ fn edge(
         }
         let name: Arc<str> = name.as_str().into();
         let binds = own.bind.0.clone();
-        listeners.insert(name.clone(), Listener { name, binds, tls: acceptor, protocols });
+        listeners.insert(
+            name.clone(),
+            Listener {
+                name,
+                binds,
+                tls: acceptor,
+                protocols,
+            },
+        );
     }
     (listeners, resolvers)
 }
@@ -257,14 +289,21 @@ fn choose(
     fallback: &[Arc<CertifiedKey>],
 ) -> Option<Arc<CertifiedKey>> {
     let best = |certificates: &[Arc<CertifiedKey>]| {
-        let covering = certificates.iter().find(|certificate| certificate.covers(server));
+        let covering = certificates
+            .iter()
+            .find(|certificate| certificate.covers(server));
         covering.or(certificates.first()).cloned()
     };
-    let of_site = router.find_site(listener, server).and_then(|site| sites.get(&*site.name));
-    of_site.and_then(|own| best(own)).or_else(|| best(fallback)).or_else(|| {
-        // A client that names no server, where only sites have certificates: nginx shows the first one, too.
-        sites.values().find_map(|own| best(own))
-    })
+    let of_site = router
+        .find_site(listener, server)
+        .and_then(|site| sites.get(&*site.name));
+    of_site
+        .and_then(|own| best(own))
+        .or_else(|| best(fallback))
+        .or_else(|| {
+            // A client that names no server, where only sites have certificates: nginx shows the first one, too.
+            sites.values().find_map(|own| best(own))
+        })
 }
 
 /// The certificates of one compilation.
@@ -315,7 +354,8 @@ impl Certificates {
         b: &mut Build<'_>,
     ) -> Vec<Arc<CertifiedKey>> {
         let each = list.iter().enumerate();
-        each.filter_map(|(i, one)| self.one(one, hosts, &at.index(i), b)).collect()
+        each.filter_map(|(i, one)| self.one(one, hosts, &at.index(i), b))
+            .collect()
     }
 
     fn one(
@@ -352,20 +392,24 @@ impl Certificates {
         at: &At<'_>,
         b: &mut Build<'_>,
     ) -> Option<Arc<CertifiedKey>> {
-        let plain = hosts.iter().filter(|host| *host != "*" && !host.starts_with('~'));
+        let plain = hosts
+            .iter()
+            .filter(|host| *host != "*" && !host.starts_with('~'));
         let mut names: Vec<String> = plain.map(|host| host.to_ascii_lowercase()).collect();
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
-        let known = self.self_signed.get(&names).or_else(|| self.before.get(&names)).cloned();
-        let certificate = match known.map_or_else(
-            || CertifiedKey::self_signed(&names).map(Arc::new),
-            Ok,
-        ) {
-            Ok(certificate) => certificate,
-            Err(e) => {
-                b.error(at, format!("cannot make a certificate: {e}"));
-                return None;
-            }
-        };
+        let known = self
+            .self_signed
+            .get(&names)
+            .or_else(|| self.before.get(&names))
+            .cloned();
+        let certificate =
+            match known.map_or_else(|| CertifiedKey::self_signed(&names).map(Arc::new), Ok) {
+                Ok(certificate) => certificate,
+                Err(e) => {
+                    b.error(at, format!("cannot make a certificate: {e}"));
+                    return None;
+                }
+            };
         self.self_signed.insert(names, certificate.clone());
         Some(certificate)
     }

@@ -51,10 +51,14 @@ impl Reloader {
         let (plan, issues) = load(&self.file, Some(&self.live.load()))?;
         let mut refused = Issues::default();
         for key in self.boot.differences(&plan.boot) {
-            refused.error(&At::Root.key(key), "cannot change while running").hint(
-                "start the new process with `weir -u -d`, then send QUIT to this one",
-            );
+            refused
+                .error(&At::Root.key(key), "cannot change while running")
+                .hint("start the new process with `weir -u -d`, then send QUIT to this one");
         }
-        if refused.has_errors() { Err(refused) } else { Ok((plan.snapshot, issues)) }
+        if refused.has_errors() {
+            Err(refused)
+        } else {
+            Ok((plan.snapshot, issues))
+        }
     }
 }

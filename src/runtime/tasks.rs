@@ -17,7 +17,11 @@ impl Tasks {
         let runs = |pool: &Arc<Pool>| snapshot.pools.values().any(|live| Arc::ptr_eq(live, pool));
         self.health.retain(|(pool, _)| runs(pool));
         for pool in snapshot.pools.values() {
-            if !self.health.iter().any(|(known, _)| Arc::ptr_eq(known, pool)) {
+            if !self
+                .health
+                .iter()
+                .any(|(known, _)| Arc::ptr_eq(known, pool))
+            {
                 self.health.push((pool.clone(), pool.spawn_health()));
             }
         }

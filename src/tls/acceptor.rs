@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use pingora::protocols::IO;
-use pingora::protocols::tls::SslStream;
-use pingora::protocols::tls::server::handshake;
 use boring::ssl::{
     AlpnError, ClientHello, NameType, SelectCertError, SslAcceptor, SslMethod, SslVersion,
     select_next_proto,
 };
+use pingora::protocols::IO;
+use pingora::protocols::tls::SslStream;
+use pingora::protocols::tls::server::handshake;
 
 use super::{CertifiedKey, Version};
 
@@ -36,8 +36,8 @@ impl Acceptor {
     pub fn new(settings: Settings) -> Result<Acceptor, String> {
         let nobody: Arc<Resolver> = Arc::new(|_: &str| None);
         let resolver = Arc::new(ArcSwap::from_pointee(nobody));
-        let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())
-            .map_err(|e| e.to_string())?;
+        let mut builder =
+            SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).map_err(|e| e.to_string())?;
         builder
             .set_min_proto_version(Some(match settings.min_version {
                 Version::Tls12 => SslVersion::TLS1_2,
@@ -53,8 +53,13 @@ impl Acceptor {
             select_next_proto(offer, client).ok_or(AlpnError::NOACK)
         });
         let certificates = resolver.clone();
-        builder.set_select_certificate_callback(move |hello| select(hello, &***certificates.load()));
-        Ok(Acceptor { ssl: builder.build(), settings, resolver })
+        builder
+            .set_select_certificate_callback(move |hello| select(hello, &***certificates.load()));
+        Ok(Acceptor {
+            ssl: builder.build(),
+            settings,
+            resolver,
+        })
     }
 
     pub fn settings(&self) -> Settings {
@@ -74,7 +79,12 @@ impl Acceptor {
 }
 
 fn select(mut hello: ClientHello<'_>, resolver: &Resolver) -> Result<(), SelectCertError> {
-    let name = hello.servername(NameType::HOST_NAME).unwrap_or_default().to_ascii_lowercase();
+    let name = hello
+        .servername(NameType::HOST_NAME)
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     let certificate = resolver(&name).ok_or(SelectCertError::ERROR)?;
-    certificate.present(hello.ssl_mut()).map_err(|_| SelectCertError::ERROR)
+    certificate
+        .present(hello.ssl_mut())
+        .map_err(|_| SelectCertError::ERROR)
 }

@@ -22,7 +22,9 @@ pub struct CertifiedKey {
 
 impl fmt::Debug for CertifiedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertifiedKey").field("names", &self.names).finish_non_exhaustive()
+        f.debug_struct("CertifiedKey")
+            .field("names", &self.names)
+            .finish_non_exhaustive()
     }
 }
 
@@ -44,8 +46,9 @@ impl CertifiedKey {
         let mut chain = X509::stack_from_pem(&pem)
             .map_err(|_| LoadError::Cert("not a PEM certificate".to_owned()))?
             .into_iter();
-        let leaf =
-            chain.next().ok_or_else(|| LoadError::Cert("no certificate in it".to_owned()))?;
+        let leaf = chain
+            .next()
+            .ok_or_else(|| LoadError::Cert("no certificate in it".to_owned()))?;
         let pem = read(key).map_err(LoadError::Key)?;
         // An empty passphrase: without a callback the library would ask on the terminal.
         let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).map_err(|_| {
@@ -56,7 +59,12 @@ impl CertifiedKey {
             return Err(LoadError::Mismatch);
         }
         let names = names(&leaf);
-        Ok(CertifiedKey { leaf, intermediates: chain.collect(), key, names })
+        Ok(CertifiedKey {
+            leaf,
+            intermediates: chain.collect(),
+            key,
+            names,
+        })
     }
 
     /// Makes a certificate for `hosts` that nobody vouches for.
@@ -94,7 +102,12 @@ impl CertifiedKey {
         builder.sign(&key, MessageDigest::sha256())?;
         let leaf = builder.build();
         let names = names(&leaf);
-        Ok(CertifiedKey { leaf, intermediates: Vec::new(), key, names })
+        Ok(CertifiedKey {
+            leaf,
+            intermediates: Vec::new(),
+            key,
+            names,
+        })
     }
 
     /// Whether the certificate is for this name (lower case).
@@ -128,7 +141,9 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn names(certificate: &X509) -> Vec<String> {
-    let Some(alternatives) = certificate.subject_alt_names() else { return Vec::new() };
+    let Some(alternatives) = certificate.subject_alt_names() else {
+        return Vec::new();
+    };
     alternatives
         .iter()
         .filter_map(|name| {

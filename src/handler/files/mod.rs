@@ -64,7 +64,11 @@ fn default_index() -> Vec<String> {
 /// The root has to follow.
 impl Default for Config {
     fn default() -> Config {
-        Config { root: PathBuf::new(), index: default_index(), hidden: false }
+        Config {
+            root: PathBuf::new(),
+            index: default_index(),
+            hidden: false,
+        }
     }
 }
 
@@ -98,7 +102,10 @@ impl FromShort for Config {
         if root.is_empty() {
             return Err("expected a folder, found an empty string".to_owned());
         }
-        Ok(Config { root: root.into(), ..Config::default() })
+        Ok(Config {
+            root: root.into(),
+            ..Config::default()
+        })
     }
 }
 
