@@ -2,6 +2,7 @@
 
 use crate::harness::Weir;
 use crate::harness::client::{Request, get};
+use crate::harness::origin::Origin;
 
 #[test]
 fn redirect_answers_with_status_and_location() {
@@ -68,14 +69,31 @@ fn respond_to_head_has_the_length_and_no_body() {
 }
 
 #[test]
-fn status_answers_with_a_page_of_its_own() {
-    let weir =
-        Weir::start_site("routes: [{ match: { path: /empty }, status: 204 }, { status: 403 }]");
-    let answer = weir.get("/");
-    assert_eq!((answer.status, answer.complete), (403, true));
-    assert!(answer.text().contains("403"));
-    let answer = weir.get("/empty");
-    assert_eq!((answer.status, answer.text()), (204, ""));
+fn respond_may_be_without_a_body() {
+    let weir = Weir::start_site("routes: [{ respond: { status: 204 } }]");
+    let mut connection = weir.connect();
+    for _ in 0..2 {
+        let answer = connection.fetch(&get("/"));
+        let answer = answer.expect("an answer on the same connection");
+        assert_eq!((answer.status, answer.text()), (204, ""));
+        assert_eq!(answer.header("content-length"), None); // RFC 9110 section 8.6
+    }
+}
+
+#[test]
+fn status_tells_of_the_running_server_in_json() {
+    let app = Origin::fixed("ok");
+    let weir = Weir::with("app", &app)
+        .start_site("routes: [{ match: { path: /status }, status: {} }, { proxy: app }]");
+    let answer = weir.get("/status");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let page: serde_json::Value = serde_json::from_str(answer.text()).expect("JSON");
+    assert_eq!(page["version"], env!("CARGO_PKG_VERSION"), "{page}");
+    assert!(
+        page["pools"].to_string().contains(&app.to_string()),
+        "{page}"
+    );
 }
 
 #[test]
@@ -88,7 +106,7 @@ fn server_header_says_weir() {
 
 #[test]
 fn error_page_is_html_or_json_as_the_client_accepts() {
-    let weir = Weir::start_site("routes: [{ status: 503 }]");
+    let weir = Weir::start_site("routes: [{ match: { path: /a }, respond: ok }]");
     let page = |accept| weir.fetch(&get("/").header("Accept", accept));
     for accept in [
         "text/html,*/*;q=0.8",
@@ -98,7 +116,7 @@ fn error_page_is_html_or_json_as_the_client_accepts() {
         let answer = page(accept);
         let kind = answer.header("content-type").expect("a type");
         assert!(kind.starts_with("text/html"), "{accept}: {kind}");
-        assert!(answer.text().contains("503"));
+        assert!(answer.text().contains("404"));
     }
     for accept in ["application/json", "application/json, text/html;q=0.5"] {
         let answer = page(accept);
@@ -108,6 +126,6 @@ fn error_page_is_html_or_json_as_the_client_accepts() {
             "{accept}"
         );
         let json: serde_json::Value = serde_json::from_str(answer.text()).expect("JSON");
-        assert!(json.to_string().contains("503"), "{json}");
+        assert!(json.to_string().contains("404"), "{json}");
     }
 }

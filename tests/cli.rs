@@ -188,8 +188,9 @@ fn missing_file_is_named() {
 fn file_is_looked_for_in_conf_when_none_is_named() {
     let setup = Setup::new();
     let run = setup.run(&["-t"]);
-    assert_eq!(run.status, 1, "{run:?}");
+    assert_eq!(run.status, 2, "{run:?}");
     assert!(run.stderr.contains("conf/weir.yaml"), "{run:?}");
+    assert!(run.stderr.contains("/etc/weir/weir.yaml"), "{run:?}");
     setup.write("conf/weir.yaml", dedent(&BAD.replace("{http}", "8080")));
     let run = setup.run(&["-t"]);
     assert!(run.stderr.contains("conf/weir.yaml:4:5: "), "{run:?}");

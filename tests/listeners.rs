@@ -79,7 +79,7 @@ fn address_in_use_is_told_and_ends_the_start() {
     setup.write_config(
         "
         listeners: { http: { bind: '127.0.0.1:{http}' } }
-        sites: { main: { hosts: ['*'], routes: [{ status: 204 }] } }
+        sites: { main: { hosts: ['*'], routes: [{ respond: { status: 204 } }] } }
         ",
     );
     let run = setup.run(&["-c", "weir.yaml"]);

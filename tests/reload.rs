@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::client::get;
+use crate::harness::client::{Connection, get};
 use crate::harness::load::{Kind, Load};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually};
@@ -85,6 +85,44 @@ fn nothing_fails_while_a_pool_is_edited_under_load() {
         load.wait_for_answers(10);
         load.stop_without_failure();
     }
+}
+
+#[test]
+fn listeners_come_and_go() {
+    let document = |listeners: &str| {
+        format!(
+            "
+            listeners: {listeners}
+            sites: {{ main: {{ hosts: ['*'], routes: [{{ respond: here }}] }} }}
+            "
+        )
+    };
+    let weir = Weir::start(&document(
+        "{ http: { bind: '127.0.0.1:{http}' }, old: { bind: '127.0.0.1:{old}' } }",
+    ));
+    let mut kept = weir.connect();
+    let mut of_the_old = Connection::tcp(weir.address("old")).expect("connect");
+    assert_eq!(of_the_old.fetch(&get("/")).expect("an answer").status, 200);
+    weir.reload(&document(
+        "{ http: { bind: ['127.0.0.1:{http}', '127.0.0.1:{new}'] } }",
+    ));
+    eventually(PATIENCE, || Connection::tcp(weir.address("old")).is_err());
+    let mut new = Connection::tcp(weir.address("new")).expect("connect");
+    for connection in [&mut kept, &mut new] {
+        assert_eq!(
+            connection.fetch(&get("/")).expect("an answer").text(),
+            "here"
+        );
+    }
+}
+
+#[test]
+fn what_only_a_new_process_can_take_is_refused_as_a_whole() {
+    let setup = Setup::new().allow("reload failed").allow("weir.yaml");
+    let weir = setup.start(&responds("old"));
+    let said = weir.reload_in_vain(&(responds("new") + "threads: 1\n"));
+    assert!(said.contains("threads"), "{said}");
+    assert_eq!(weir.get("/").text(), "old");
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn unknown_host_on_tls_is_misdirected() {
         "
         listeners: { https: { bind: '127.0.0.1:{https}', tls: {} } }
         sites:
-          shop: { hosts: [shop.example], tls: { self_signed: true }, routes: [{ status: 204 }] }
+          shop: { hosts: [shop.example], tls: { self_signed: true }, routes: [{ respond: { status: 204 } }] }
         ",
     );
     let mut connection = weir.connect_tls("shop.example");

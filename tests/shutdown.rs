@@ -135,7 +135,7 @@ fn request_that_never_ends_does_not_hold_the_process_for_ever() {
 
 #[test]
 fn pid_file_names_the_process() {
-    let weir = Weir::start_site("routes: [{ status: 204 }]");
+    let weir = Weir::start_site("routes: [{ respond: { status: 204 } }]");
     let pid = weir.setup().read("weir.pid");
     assert_eq!(pid.trim(), weir.pid().to_string());
 }
