@@ -1,11 +1,12 @@
-//! Each `yaml` block of README.md and docs/ is a file that weir accepts.
+//! Each `yaml` block of README.md and docs/ is accepted by weir.
 //!
-//! A block may be a part of a document: what it does not show (a pool that it names, files that it serves) stands in
-//! the surroundings below. One that is not meant to be accepted says so behind the fence: ```` ```yaml ignore ````.
+//! A block may show a part of a document, or of a site: the rest is put around it here, and the files that it names
+//! are made. One that is not meant to be accepted says so behind the fence: ```` ```yaml ignore ````.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use regex::Regex;
 use serde_yaml::Value;
 
 use crate::harness::certs::Authority;
@@ -32,11 +33,51 @@ fn surroundings(block: &str) -> Setup {
         .file("www/index.html", "")
         .file("conf.d/empty.yaml", "{}");
     let authority = Authority::new();
-    for name in ["a", "shop", "example"] {
-        authority.issue(setup.dir(), name, &["shop.example"]);
+    let certificate = Regex::new(r"([\w-]+)\.pem").expect("a valid pattern");
+    for found in certificate.captures_iter(block) {
+        authority.issue(setup.dir(), &found[1], &["shop.example"]);
     }
-    setup.write("weir.yaml", block);
+    // folders that a system with weir has
+    let dir = setup.dir().display().to_string();
+    let document = ["/var/log/weir", "/run/weir", "/srv"]
+        .iter()
+        .fold(whole(block), |text, folder| text.replace(folder, &dir));
+    setup.write("weir.yaml", document);
     setup
+}
+
+/// The document of which `block` is a part.
+fn whole(block: &str) -> String {
+    const SECTIONS: [&str; 12] = [
+        "version",
+        "threads",
+        "pid_file",
+        "include",
+        "log",
+        "pools",
+        "listeners",
+        "trusted_proxies",
+        "sites",
+        "defaults",
+        "static",
+        "grace_period_seconds",
+    ];
+    let parsed: Value = serde_yaml::from_str(block).expect("parsed before");
+    let has = |key: &str| parsed.get(key).is_some();
+    let mut document = if SECTIONS.into_iter().any(has) {
+        block.to_owned()
+    } else {
+        let lines: String = block.lines().map(|line| format!("    {line}\n")).collect();
+        format!("sites:\n  main:\n    hosts: '*'\n    routes: [{{ respond: ok }}]\n{lines}")
+    };
+    if !has("listeners") && !has("static") {
+        document += "
+listeners:
+  http: { bind: 127.0.0.1:8080 }
+  https: { bind: 127.0.0.1:8443, tls: { certificates: [{ self_signed: true }] } }
+";
+    }
+    document
 }
 
 /// The line and the text of each block that is to be accepted.

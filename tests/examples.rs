@@ -2,9 +2,10 @@
 //!
 //! ```yaml
 //! # GET / -> 200
-//! # GET https://shop.example/cart -> 302
+//! # GET https://shop.example/cart -> 302 Location: /login
 //! ```
 //!
+//! Behind the status may stand a header, of which the value is given from its start.
 //! A target without a host goes to the first plain listener. Ports are exchanged for free ones; a backend that is no
 //! listener of the same file is a process of the user's, which an origin stands in for.
 
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use regex::{Captures, Regex};
 
-use crate::harness::client::{Connection, Request};
+use crate::harness::client::{Connection, Request, Response};
 use crate::harness::origin::Origin;
 use crate::harness::wait::{PATIENCE, holds_within};
 use crate::harness::{Setup, bind_addresses};
@@ -49,32 +50,25 @@ fn examples_answer_the_requests_in_their_headers() {
         let _origins: Vec<_> = free.map(|port| Origin::fixed_at(*port, "origin")).collect();
         let weir = setup.start(&without_process_keys(&document));
 
-        for Expectation {
-            request,
-            scheme,
-            port,
-            status,
-        } in requests
-        {
-            let listener = match port {
+        for expected in requests {
+            let listener = match expected.port {
                 Some(port) => ports[&port],
-                None => first_listener(&document, scheme),
+                None => first_listener(&document, expected.scheme),
             };
             let address = SocketAddr::from(([127, 0, 0, 1], listener));
             let fetch = || {
-                let connection = match scheme {
-                    "https" => Connection::tls(address, &request.host),
-                    _ => Connection::tcp(address),
+                let request = &expected.request;
+                let mut connection = match expected.scheme {
+                    "https" => Connection::tls(address, &request.host)?,
+                    _ => Connection::tcp(address)?,
                 };
-                connection.and_then(|mut connection| connection.fetch(&request))
+                connection.fetch(request)
             };
             // health checks may need a moment to let the first request through
-            let answered = holds_within(PATIENCE, || {
-                fetch().is_ok_and(|answer| answer.status == status)
-            });
+            let met = || fetch().is_ok_and(|answer| expected.is_met_by(&answer));
             assert!(
-                answered,
-                "{name}: {request:?} gives {:?} and not {status}",
+                holds_within(PATIENCE, met),
+                "{name}: {expected:?} gives {:?}",
                 fetch()
             );
         }
@@ -82,19 +76,31 @@ fn examples_answer_the_requests_in_their_headers() {
     }
 }
 
-/// A line of the header: a request and the status of its answer.
+/// A line of the header: a request and what its answer must have.
+#[derive(Debug)]
 struct Expectation {
     request: Request,
     scheme: &'static str,
     port: Option<u16>,
     status: u16,
+    header: Option<(String, String)>,
+}
+
+impl Expectation {
+    fn is_met_by(&self, answer: &Response) -> bool {
+        let has = |(name, value): &(String, String)| {
+            let got = answer.header(name);
+            got.is_some_and(|got| got.starts_with(value.as_str()))
+        };
+        answer.status == self.status && self.header.as_ref().is_none_or(has)
+    }
 }
 
 /// The requests in the comment at the top of an example.
 fn requests(text: &str) -> Vec<Expectation> {
-    let line =
-        Regex::new(r"^#\s+([A-Z]+) (?:(https?)://([^/:\s]+)(?::([0-9]+))?)?(/\S*) -> ([0-9]{3})\b")
-            .expect("a valid pattern");
+    let url = r"(?:(https?)://([^/:\s]+)(?::([0-9]+))?)?(/\S*)";
+    let answer = r"([0-9]{3})(?: ([\w-]+): (.+))?";
+    let line = Regex::new(&format!(r"^#\s+([A-Z]+) {url} -> {answer}")).expect("a valid pattern");
     let header = text
         .lines()
         .take_while(|line| line.starts_with('#') || line.is_empty());
@@ -110,6 +116,9 @@ fn requests(text: &str) -> Vec<Expectation> {
                 .get(4)
                 .map(|port| port.as_str().parse().expect("a port")),
             status: found[6].parse().expect("three digits"),
+            header: found
+                .get(7)
+                .map(|name| (name.as_str().to_owned(), found[8].trim().to_owned())),
         }
     });
     found.collect()
@@ -208,7 +217,7 @@ fn conf() -> PathBuf {
 
 #[test]
 fn requests_are_read_from_the_header() {
-    let text = "# What it shows.\n#   GET /a?b -> 200 (a page)\n# HEAD https://x.example:8443/ -> 301\n\npools: {}\n# GET /no -> 200\n";
+    let text = "# What it shows.\n#   GET /a?b -> 200 (a page)\n# HEAD https://x.example:8443/ -> 301 Location: /y z\n\npools: {}\n# GET /no -> 200\n";
     let requests = requests(text);
     assert_eq!(requests.len(), 2);
     assert_eq!(
@@ -220,4 +229,9 @@ fn requests_are_read_from_the_header() {
         ("https", Some(8443))
     );
     assert_eq!(requests[1].request.host, "x.example");
+    let header = ("Location".to_owned(), "/y z".to_owned());
+    assert_eq!(
+        (&requests[0].header, &requests[1].header),
+        (&None, &Some(header))
+    );
 }
