@@ -1,0 +1,133 @@
+//! Each `yaml` block of README.md and docs/ is accepted by weir.
+//!
+//! A block may show a part of a document, or of a site: the rest is put around it here, and the files that it names
+//! are made. One that is not meant to be accepted says so behind the fence: ```` ```yaml ignore ````.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use serde_yaml::Value;
+
+use crate::harness::certs::Authority;
+use crate::harness::{Setup, dedent};
+
+#[test]
+fn yaml_in_the_documentation_is_accepted() {
+    let mut refused = Vec::new();
+    for file in documents() {
+        let text = fs::read_to_string(&file).expect("read a document");
+        for (line, block) in yaml_blocks(&text) {
+            let run = surroundings(&block).run(&["check", "-c", "weir.yaml"]);
+            if run.status != 0 {
+                refused.push(format!("{}:{line}\n{}", file.display(), run.stderr));
+            }
+        }
+    }
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+}
+
+/// A folder in which `block` can be checked: its `weir.yaml`, and what such blocks refer to.
+fn surroundings(block: &str) -> Setup {
+    let setup = Setup::new()
+        .file("www/index.html", "")
+        .file("conf.d/empty.yaml", "{}");
+    let authority = Authority::new();
+    let certificate = Regex::new(r"([\w-]+)\.pem").expect("a valid pattern");
+    for found in certificate.captures_iter(block) {
+        authority.issue(setup.dir(), &found[1], &["shop.example"]);
+    }
+    // folders that a system with weir has
+    let dir = setup.dir().display().to_string();
+    let document = ["/var/log/weir", "/run/weir", "/srv"]
+        .iter()
+        .fold(whole(block), |text, folder| text.replace(folder, &dir));
+    setup.write("weir.yaml", document);
+    setup
+}
+
+/// The document of which `block` is a part.
+fn whole(block: &str) -> String {
+    const SECTIONS: [&str; 12] = [
+        "version",
+        "threads",
+        "pid_file",
+        "include",
+        "log",
+        "pools",
+        "listeners",
+        "trusted_proxies",
+        "sites",
+        "defaults",
+        "static",
+        "grace_period_seconds",
+    ];
+    let parsed: Value = serde_yaml::from_str(block).expect("parsed before");
+    let has = |key: &str| parsed.get(key).is_some();
+    let mut document = if SECTIONS.into_iter().any(has) {
+        block.to_owned()
+    } else {
+        let lines: String = block.lines().map(|line| format!("    {line}\n")).collect();
+        format!("sites:\n  main:\n    hosts: '*'\n    routes: [{{ respond: ok }}]\n{lines}")
+    };
+    if !has("listeners") && !has("static") {
+        document += "
+listeners:
+  http: { bind: 127.0.0.1:8080 }
+  https: { bind: 127.0.0.1:8443, tls: { certificates: [{ self_signed: true }] } }
+";
+    }
+    document
+}
+
+/// The line and the text of each block that is to be accepted.
+fn yaml_blocks(text: &str) -> Vec<(usize, String)> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(usize, String, bool)> = None;
+    for (number, line) in text.lines().enumerate() {
+        let fence = line.trim_start().strip_prefix("```");
+        match (&mut open, fence) {
+            (None, Some(info)) => {
+                let wanted = info.trim() == "yaml";
+                open = Some((number + 1, String::new(), wanted));
+            }
+            (Some(_), Some(_)) => {
+                let (line, block, wanted) = open.take().expect("a block is open");
+                if wanted {
+                    blocks.push((line, dedent(&block)));
+                }
+            }
+            (Some((_, block, _)), None) => {
+                block.push_str(line);
+                block.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    for (line, block) in &blocks {
+        let parsed = serde_yaml::from_str::<Value>(block);
+        assert!(parsed.is_ok(), "line {line}: {parsed:?}");
+    }
+    blocks
+}
+
+/// README.md and the pages of docs/, as far as they are written.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = fs::read_dir(root.join("docs")).into_iter().flatten();
+    let pages = pages.map(|entry| entry.expect("read docs/").path());
+    std::iter::once(root.join("README.md"))
+        .chain(pages)
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md") && path.exists())
+        .collect()
+}
+
+#[test]
+fn blocks_are_found_with_their_lines() {
+    let text = "a\n```yaml\nx: 1\n```\n```yaml ignore\ny: 2\n```\n```sh\nz\n```\n  ```yaml\n  w: 3\n  ```\n";
+    let blocks = yaml_blocks(text);
+    assert_eq!(
+        blocks,
+        [(2, "x: 1\n".to_owned()), (11, "w: 3\n".to_owned())]
+    );
+}

@@ -1,0 +1,205 @@
+//! HTTP/1 as it comes over the wire.
+
+use std::io;
+
+use crate::harness::Weir;
+use crate::harness::client::get;
+use crate::harness::origin::Origin;
+
+fn start() -> Weir {
+    Weir::start_site(
+        "routes: [{ match: { path: /b }, respond: { body: b } }, { respond: { body: a } }]",
+    )
+}
+
+#[test]
+fn connection_is_kept() {
+    let weir = start();
+    let mut connection = weir.connect();
+    for _ in 0..5 {
+        let answer = connection.fetch(&get("/")).expect("an answer");
+        assert_eq!((answer.status, answer.text()), (200, "a"));
+        assert_ne!(answer.header("connection"), Some("close"));
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let weir = start();
+    let mut connection = weir.connect();
+    let pipeline = "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3);
+    connection.send(pipeline.as_bytes()).expect("send");
+    let bodies = (0..6).map(|_| connection.read().expect("an answer").text().to_owned());
+    assert_eq!(bodies.collect::<String>(), "ababab");
+}
+
+#[test]
+fn pipelined_requests_to_a_backend_are_answered_in_order() {
+    let app = Origin::echo();
+    let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");
+    let mut connection = weir.connect();
+    let pipeline: String = (0..4)
+        .map(|i| format!("POST /{i} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n{i}"))
+        .collect();
+    connection.send(pipeline.as_bytes()).expect("send");
+    for i in 0..4 {
+        let answer = connection.read().expect("an answer");
+        assert!(
+            answer.text().starts_with(&format!("POST /{i} ")),
+            "{answer:?}"
+        );
+        assert!(answer.text().ends_with(&format!("\r\n{i}")), "{answer:?}");
+    }
+}
+
+#[test]
+fn connection_ends_when_the_client_asks_for_it() {
+    let weir = start();
+    let mut connection = weir.connect();
+    let answer = connection.fetch(&get("/").header("Connection", "close"));
+    assert_eq!(
+        answer.expect("an answer").header("connection"),
+        Some("close")
+    );
+    connection.read_close().expect("a clean end");
+}
+
+#[test]
+fn http_1_0_is_answered_and_closed() {
+    let weir = start();
+    let mut connection = weir.connect();
+    connection
+        .send(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        .expect("send");
+    let answer = connection.read().expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, "a"));
+    connection.read_close().expect("a clean end");
+}
+
+#[test]
+fn chunks_are_not_sent_to_http_1_0() {
+    let app =
+        Origin::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n");
+    let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");
+    let mut connection = weir.connect();
+    connection
+        .send(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        .expect("send");
+    let answer = connection.read().expect("an answer");
+    assert_eq!(answer.header("transfer-encoding"), None);
+    assert_eq!(answer.text(), "body");
+}
+
+#[test]
+fn garbage_is_a_bad_request_and_ends_the_connection() {
+    let weir = start();
+    for garbage in [
+        "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nBad Header: 1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 2\r\n\r\nx",
+        "\0\0\0\0\0\0\0\0\r\n\r\n",
+    ] {
+        let mut connection = weir.connect();
+        connection.send(garbage.as_bytes()).expect("send");
+        let answer = connection
+            .read()
+            .unwrap_or_else(|error| panic!("{garbage:?}: {error}"));
+        assert_eq!(answer.status, 400, "{garbage:?}");
+        // the rest of such bytes must not be taken for a request
+        assert!(connection.read().is_err(), "{garbage:?}");
+    }
+    assert_eq!(weir.get("/").status, 200);
+}
+
+#[test]
+fn request_without_host_is_a_bad_request() {
+    let weir = start();
+    let mut connection = weir.connect();
+    connection.send(b"GET / HTTP/1.1\r\n\r\n").expect("send");
+    assert_eq!(connection.read().expect("an answer").status, 400); // RFC 9112 section 3.2
+}
+
+#[test]
+fn request_may_come_byte_by_byte() {
+    let weir = start();
+    let mut connection = weir.connect();
+    for byte in b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n" {
+        connection.send(&[*byte]).expect("send");
+    }
+    assert_eq!(connection.read().expect("an answer").text(), "b");
+}
+
+#[test]
+fn slow_client_does_not_hold_up_others() {
+    let weir = start();
+    let slow: Vec<_> = (0..20)
+        .map(|_| {
+            let mut connection = weir.connect();
+            connection.send(b"GET / HTTP/1.1\r\nHost: ").expect("send");
+            connection
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(weir.get("/").status, 200);
+    }
+    for mut connection in slow {
+        connection.send(b"a\r\n\r\n").expect("send");
+        assert_eq!(connection.read().expect("an answer").status, 200);
+    }
+}
+
+#[test]
+fn client_that_goes_away_in_the_middle_does_no_harm() {
+    let app = Origin::echo();
+    let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");
+    for part in [
+        "",
+        "GE",
+        "GET / HTTP/1.1\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf",
+    ] {
+        let mut connection = weir.connect();
+        connection.send(part.as_bytes()).expect("send");
+        drop(connection);
+    }
+    assert_eq!(weir.get("/").status, 200);
+}
+
+#[test]
+fn body_that_nobody_reads_does_not_become_a_request() -> io::Result<()> {
+    let weir = start();
+    let mut connection = weir.connect();
+    let inner = "GET /b HTTP/1.1\r\nHost: a\r\n\r\n";
+    let outer = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{inner}",
+        inner.len()
+    );
+    connection.send(outer.as_bytes())?;
+    assert_eq!(connection.read()?.text(), "a");
+    // either the body is skipped and the connection kept, or it is closed
+    match connection.fetch(&get("/")) {
+        Ok(answer) => assert_eq!(answer.text(), "a"),
+        Err(error) => assert!(matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+        )),
+    }
+    Ok(())
+}
+
+#[test]
+fn very_long_header_is_refused_and_does_no_harm() {
+    let weir = start();
+    let mut connection = weir.connect();
+    let long = "x".repeat(2_000_000);
+    // weir may stop reading and close before all is sent
+    let _ =
+        connection.send(format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {long}\r\n\r\n").as_bytes());
+    if let Ok(answer) = connection.read() {
+        assert!((400..500).contains(&answer.status), "{answer:?}");
+    }
+    assert_eq!(weir.get("/").status, 200);
+}

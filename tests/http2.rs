@@ -1,0 +1,139 @@
+//! HTTP/2 over TLS.
+
+use crate::harness::Weir;
+use crate::harness::client::{Connection, Request, get, post};
+use crate::harness::origin::Origin;
+
+const DOCUMENT: &str = "
+    listeners: { https: { bind: '127.0.0.1:{https}', tls: {} } }
+    pools: { app: { backends: ['{app}'] } }
+    sites:
+      main:
+        hosts: ['*']
+        tls: { self_signed: true }
+        routes:
+          - { match: { path: /local }, respond: { body: local } }
+          - { proxy: app }
+    ";
+
+fn start(app: &Origin) -> Weir {
+    Weir::with("app", app).start(DOCUMENT)
+}
+
+#[test]
+fn alpn_chooses_http2_or_http1() {
+    let app = Origin::fixed("app");
+    let weir = start(&app);
+    let mut h1 = weir.connect_tls("localhost");
+    assert_eq!(h1.protocol.as_deref(), Some("http/1.1"));
+    assert_eq!(h1.fetch(&get("/")).expect("an answer").text(), "app");
+    let mut h2 = weir.connect_http2("localhost");
+    assert_eq!(h2.fetch(&get("/")).expect("an answer").text(), "app");
+}
+
+#[test]
+fn http2_is_not_offered_where_it_is_not_wanted() {
+    let document = DOCUMENT.replace("tls: {} }", "tls: {}, protocols: [h1] }");
+    let weir = Weir::with("app", "127.0.0.1:1").start(&document);
+    assert!(weir.connect_tls("localhost").fetch(&get("/local")).is_ok());
+    // a client that insists is turned away, in the handshake or right after it
+    let insisting = crate::harness::client::Http2::connect(weir.address("https"), "localhost");
+    assert!(
+        insisting.is_err() || insisting.is_ok_and(|mut client| client.fetch(&get("/")).is_err())
+    );
+}
+
+#[test]
+fn many_streams_share_a_connection() {
+    let app = Origin::echo();
+    let weir = start(&app);
+    let mut client = weir.connect_http2("localhost");
+    let requests: Vec<Request> = (0..50)
+        .map(|i| post(&format!("/{i}"), i.to_string()))
+        .collect();
+    for (i, answer) in client.fetch_all(&requests).into_iter().enumerate() {
+        let answer = answer.expect("an answer");
+        assert!(
+            answer
+                .text()
+                .starts_with(&format!("POST /{i} HTTP/1.1\r\n")),
+            "{answer:?}"
+        );
+        assert!(
+            answer.text().ends_with(&format!("\r\n\r\n{i}")),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn authority_becomes_the_host_of_the_backend() {
+    let app = Origin::fixed("ok");
+    let weir = start(&app);
+    let request = get("/").host("shop.example:8443");
+    let answer = weir.connect_http2("shop.example").fetch(&request);
+    assert_eq!(answer.expect("an answer").status, 200);
+    let got = app.request();
+    assert_eq!(got.headers().all("host"), ["shop.example:8443"]);
+    assert_eq!(got.header("x-forwarded-proto"), Some("https"));
+    assert_eq!(got.header("x-forwarded-host"), Some("shop.example:8443"));
+}
+
+#[test]
+fn headers_that_http2_forbids_are_not_sent() {
+    let app = Origin::raw(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nKeep-Alive: timeout=5\r\nConnection: close\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    );
+    let weir = start(&app);
+    let answer = weir
+        .connect_http2("localhost")
+        .fetch(&get("/"))
+        .expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, "ok"));
+    for name in ["transfer-encoding", "keep-alive", "connection"] {
+        assert_eq!(answer.header(name), None, "{name}");
+    }
+}
+
+#[test]
+fn head_has_no_body() {
+    let app = Origin::raw("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
+    let weir = start(&app);
+    let mut client = weir.connect_http2("localhost");
+    for target in ["/", "/local"] {
+        let answer = client
+            .fetch(&Request::new("HEAD", target))
+            .expect("an answer");
+        assert_eq!((answer.status, answer.length), (200, 0), "{target}");
+        assert_eq!(answer.header("content-length"), Some("5"), "{target}");
+    }
+}
+
+#[test]
+fn big_bodies_pass_both_ways() {
+    const LENGTH: usize = 3_000_000;
+    let app = Origin::echo();
+    let weir = start(&app);
+    let answer = weir
+        .connect_http2("localhost")
+        .fetch(&post("/", vec![b'x'; LENGTH]));
+    let answer = answer.expect("an answer");
+    assert!(answer.complete);
+    assert!(answer.body.ends_with(&vec![b'x'; LENGTH]));
+}
+
+#[test]
+fn bytes_that_are_not_http2_after_all_do_no_harm() {
+    let app = Origin::fixed("app");
+    let weir = start(&app);
+    let mut connection: Connection = weir.connect_tls("localhost");
+    let _ = connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage garbage");
+    assert!(connection.read().is_err());
+    assert_eq!(
+        weir.connect_http2("localhost")
+            .fetch(&get("/"))
+            .expect("an answer")
+            .status,
+        200
+    );
+}

@@ -1,0 +1,35 @@
+//! Tests of the whole: each starts the real binary and speaks to it over real sockets.
+
+mod harness;
+
+// the source and the texts about it
+mod docs; // the YAML in README.md and docs/
+mod examples; // conf/*.yaml
+mod layers; // who imports whom
+
+// the file and the command line
+mod cli; // run, -t, check, route, schema
+mod config; // config/*.case: one mistake each
+
+// the way of a request
+mod actions; // redirect, respond, status
+mod balance; // who gets a request
+mod faults; // backends that break off, lie and hang
+mod files;
+mod health; // who may get one
+mod listeners; // addresses of all kinds
+mod policies; // headers, rewrite, request_id
+mod proxy; // what reaches the backend, what comes back
+mod routing; // sites and routes
+mod streaming; // bodies of any size, WebSocket // files: and static:
+
+// the protocols
+mod http1;
+mod http2;
+mod tls;
+
+// the process
+mod logs; // access log, error log, reopening
+mod reload;
+mod shutdown;
+mod upgrade;
