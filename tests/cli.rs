@@ -240,7 +240,7 @@ fn route_tells_which_way_a_request_would_take() {
         run.stdout
     };
     let text = explain("GET", "http://shop.example/api/x");
-    for word in ["shop", "routes[1]", "app", "strip_prefix", "headers"] {
+    for word in ["shop", "routes[1]", "app", "rewrite", "headers"] {
         assert!(text.contains(word), "no `{word}` in {text}");
     }
     let text = explain("POST", "http://shop.example/api/x");

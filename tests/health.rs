@@ -10,6 +10,7 @@ const CHECKS: &str = "{ http: { path: /healthz }, interval: 50ms, timeout: 1s, r
 
 fn start(a: &Origin, b: &Origin, health: &str) -> Weir {
     let setup = Weir::with("a", a).with("b", b).with("health", health);
+    let setup = setup.allow("is down");
     setup.start_pool("{ backends: ['{a}', '{b}'], health: {health} }")
 }
 

@@ -197,7 +197,8 @@ fn websocket_survives() {
 fn health_of_a_member_is_remembered() {
     let (a, b) = (Origin::fixed("a"), Origin::fixed("b"));
     let pool = "{ backends: ['{a}', '{b}'], health: { http: { path: /healthz }, interval: 50ms, timeout: 1s, rise: 1, fall: 1 } }";
-    let weir = Weir::with("a", &a).with("b", &b).start(&one_pool(pool));
+    let setup = Weir::with("a", &a).with("b", &b).allow("is down");
+    let weir = setup.start(&one_pool(pool));
     a.set_healthy(false);
     let answers = || {
         (0..4)

@@ -118,7 +118,6 @@ fn request_that_never_ends_does_not_hold_the_process_for_ever() {
     let mut weir = Weir::with("app", &app).allow("").start(
         "
         grace_period_seconds: 1
-        graceful_shutdown_timeout_seconds: 1
         listeners: { http: { bind: '127.0.0.1:{http}' } }
         pools: { app: { backends: ['{app}'] } }
         sites: { main: { hosts: ['*'], routes: [{ proxy: app }] } }

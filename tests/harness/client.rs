@@ -369,7 +369,7 @@ impl Http2 {
     pub fn fetch_all(&mut self, requests: &[Request]) -> Vec<io::Result<Response>> {
         let tasks = requests.iter().map(|request| {
             let exchange = self.clone().exchange(request.clone());
-            runtime().spawn(tokio::time::timeout(SILENCE, exchange))
+            runtime().spawn(async { tokio::time::timeout(SILENCE, exchange).await })
         });
         let tasks: Vec<_> = tasks.collect();
         let answers = tasks.into_iter().map(|task| {

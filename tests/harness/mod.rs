@@ -224,8 +224,8 @@ impl Weir {
             .expect("a number of kB")
     }
 
-    /// Starts a second process that takes over the sockets of this one, and tells this one to leave. Returns the old
-    /// process, which drains.
+    /// Starts a second process that takes over the sockets of this one, tells this one to leave, and waits until it
+    /// takes no more connections. Returns the old process, which drains.
     #[track_caller]
     pub fn upgrade(&mut self) -> Process {
         let socket = self.dir().join("upgrade.sock");
@@ -233,7 +233,9 @@ impl Weir {
         let new = self.setup.spawn(&["-u"]);
         eventually(PATIENCE, || socket.exists());
         let old = std::mem::replace(&mut self.process, new);
+        let before = self.count("draining");
         old.signal(Signal::SIGQUIT);
+        eventually(PATIENCE, || self.count("draining") > before);
         old
     }
 
