@@ -50,7 +50,11 @@ impl<'a> Build<'a> {
         if let Some(pool) = self.pools.get(name) {
             return Some(pool.clone());
         }
-        let hint = crate::value::hint(name, "pools are", self.pools.keys().map(String::as_str));
+        let hint = crate::value::hint(name, "pools are", {
+            let mut names: Vec<&str> = self.pools.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            names
+        });
         self.issues
             .error(at, format!("no pool named `{name}`"))
             .hint(hint);

@@ -195,5 +195,18 @@ impl JsonSchema for Threads {
 
 /// The JSON Schema of the language, for editors.
 pub fn schema() -> schemars::Schema {
-    schemars::schema_for!(Config)
+    let mut schema = schemars::schema_for!(Config);
+    // Not among the raw types: the loader has taken it out before they are read.
+    let include = serde_json::json!({
+        "description": "Files whose entries are added to those of this one, such as `conf.d/*.yaml`, relative to \
+                        this file.",
+        "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
+    });
+    if let Some(properties) = schema
+        .get_mut("properties")
+        .and_then(|keys| keys.as_object_mut())
+    {
+        properties.insert("include".to_owned(), include);
+    }
+    schema
 }

@@ -10,3 +10,4 @@ pub mod host;
 pub mod mime;
 pub mod path;
 pub mod range;
+pub mod version;

@@ -205,7 +205,10 @@ fn logger(settings: &Settings, environment: Option<&str>, output: &Output) -> Lo
         Some(filters) => builder.parse_filters(filters),
         None => builder
             .filter_level(settings.level)
-            .filter_module("pingora", pingora_level(settings.level)),
+            .filter_module("pingora", pingora_level(settings.level))
+            .filter_module("pingora_proxy", told_by_weir(settings.level))
+            .filter_module("pingora_core::apps", told_by_weir(settings.level))
+            .filter_module("pingora_load_balancing", told_by_weir(settings.level)),
     };
     builder.target(Target::Pipe(Box::new(output.clone())));
     let write = match settings.format {
@@ -221,12 +224,20 @@ fn logger(settings: &Settings, environment: Option<&str>, output: &Output) -> Lo
 }
 
 /// Pingora tells at `info` how its server starts and stops step by step, of which weir reports what matters in its own
-/// words. Its warnings and errors (`Fail to proxy: ...` with the cause from the socket up) are the details behind a
-/// line of the access log and stay; so does everything once somebody asks for `debug`.
+/// words. Its warnings and errors stay; so does everything once somebody asks for `debug`.
 fn pingora_level(level: LevelFilter) -> LevelFilter {
     match level {
         LevelFilter::Info => LevelFilter::Warn,
         other => other,
+    }
+}
+
+/// What weir reports itself, with what it knows of it: failed requests, members that go up or down. And what clients do
+/// to themselves (they hang up in the middle of a header, or speak no HTTP/2 after all), which is no error of weir.
+fn told_by_weir(level: LevelFilter) -> LevelFilter {
+    match level {
+        LevelFilter::Debug | LevelFilter::Trace => level,
+        _ => LevelFilter::Off,
     }
 }
 
@@ -369,9 +380,9 @@ mod tests {
         let info = at(Level::Info);
         assert!(allows(&info, "weir::pool", Severity::Info));
         assert!(!allows(&info, "pingora_core::server", Severity::Info));
-        assert!(allows(&info, "pingora_proxy", Severity::Warn));
+        assert!(allows(&info, "pingora_core::connectors", Severity::Warn));
         let error = at(Level::Error);
-        assert!(!allows(&error, "pingora_proxy", Severity::Warn));
+        assert!(!allows(&error, "pingora_core::connectors", Severity::Warn));
         let debug = at(Level::Debug);
         assert!(allows(&debug, "pingora_core::server", Severity::Debug));
     }

@@ -15,8 +15,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use crate::http::version::{Protocol, Protocols};
 use crate::value::OneOrMany;
 
 pub mod accept;
@@ -41,30 +42,11 @@ pub struct Config {
     pub protocols: Option<OneOrMany<Protocol>>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// HTTP/1.0 and HTTP/1.1.
-    H1,
-    /// HTTP/2.
-    H2,
-}
-
-/// Which HTTP versions a listener accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Protocols {
-    pub h1: bool,
-    pub h2: bool,
-}
-
 impl Config {
     pub fn protocols(&self) -> Protocols {
         match &self.protocols {
-            None => Protocols { h1: true, h2: true },
-            Some(OneOrMany(list)) => Protocols {
-                h1: list.contains(&Protocol::H1),
-                h2: list.contains(&Protocol::H2),
-            },
+            Some(OneOrMany(list)) => list.iter().copied().collect(),
+            None => Protocols::ALL,
         }
     }
 }

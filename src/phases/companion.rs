@@ -88,8 +88,9 @@ impl HttpServerApp for Companion {
 
 fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
     let request = session.req_header();
-    let understood = host::normalise_into(super::authority(request), &mut cx.host).is_ok()
-        && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();
+    let understood =
+        host::normalise_into(super::authority(request).unwrap_or_default(), &mut cx.host).is_ok()
+            && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();
     if !understood {
         cx.failure = Some(Failure::BadRequest);
         return send::failure(Failure::BadRequest);

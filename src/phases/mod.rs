@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
@@ -190,6 +190,10 @@ impl ProxyHttp for Weir {
             return Ok(());
         }
         crate::handler::proxy::clean(response);
+        if session.req_header().version < Version::HTTP_11 {
+            // HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
         send::finish_header(session.req_header(), response, x);
         Ok(())
     }
@@ -222,6 +226,8 @@ impl ProxyHttp for Weir {
         report(session.req_header(), &x.cx, failure, e);
         if session.response_written().is_none() && failure.reaches_client() {
             let reply = send::failure(failure);
+            // Pingora closes the connection after this; the client is to know.
+            session.set_keepalive(None);
             // The client may be gone by now; there is nobody else to tell.
             let _ = send::reply(session.as_downstream_mut(), x, reply).await;
         }
@@ -259,7 +265,12 @@ impl ProxyHttp for Weir {
 fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), Failure> {
     let cx = &mut x.cx;
     cx.client = client(request, cx, &x.snapshot);
-    host::normalise_into(authority(request), &mut cx.host).map_err(|_| Failure::BadRequest)?;
+    let authority = authority(request);
+    if authority.is_none() && request.version == Version::HTTP_11 {
+        return Err(Failure::BadRequest); // RFC 9112 section 3.2
+    }
+    host::normalise_into(authority.unwrap_or_default(), &mut cx.host)
+        .map_err(|_| Failure::BadRequest)?;
     path::normalise_into(request.uri.path(), &mut cx.path).map_err(|_| Failure::BadRequest)?;
     let secure = cx.connection.tls.is_some();
     let site = x
@@ -288,14 +299,11 @@ fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), F
 }
 
 /// Who is asked: HTTP/2 and absolute targets say it in the URI, all others in `Host`.
-fn authority(request: &RequestHeader) -> &[u8] {
+fn authority(request: &RequestHeader) -> Option<&[u8]> {
     if let Some(authority) = request.uri.authority() {
-        return authority.as_str().as_bytes();
+        return Some(authority.as_str().as_bytes());
     }
-    request
-        .headers
-        .get(header::HOST)
-        .map_or(b"", |host| host.as_bytes())
+    request.headers.get(header::HOST).map(HeaderValue::as_bytes)
 }
 
 /// The client's address: the peer, or whom a trusted proxy names.

@@ -42,6 +42,8 @@ pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
         )?),
         false => None,
     };
+    // Before any thread exists, which would take them otherwise.
+    signals::hold()?;
     let logs = Logs::start(&snapshot.log)?;
     let (inherited, successor, background) = match how.upgrade {
         true => {
@@ -57,8 +59,7 @@ pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
     if let Some(background) = background {
         background.ready()?;
     }
-    signals::hold()?;
-    serve(
+    let live = serve(
         file,
         boot,
         Arc::new(snapshot),
@@ -67,6 +68,8 @@ pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
         logs.clone(),
     );
     logs.flush();
+    // Only now: the last snapshot holds the files that were flushed.
+    drop(live);
     Ok(())
 }
 
@@ -85,9 +88,11 @@ fn take_over(
     if let Some(background) = background {
         background.ready()?;
     }
+    signals::release()?;
     let taken = receiver
         .receive()
         .inspect_err(|e| log::error!("no sockets were handed over: {e}"));
+    signals::hold()?;
     let (sockets, successor) = taken.context("no sockets were handed over")?;
     log::info!("took {} sockets over", sockets.len());
     Ok((sockets, successor))
@@ -127,7 +132,7 @@ fn serve(
     opened: Vec<(Part, Opened)>,
     successor: Option<Successor>,
     logs: Arc<Logs>,
-) {
+) -> Arc<Live> {
     let conf = server_conf(&boot);
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
@@ -177,7 +182,7 @@ fn serve(
         std::process::id()
     );
     let upgrade_sock = boot.upgrade_sock.clone();
-    let reloader = Arc::new(Reloader::new(file, boot, live));
+    let reloader = Arc::new(Reloader::new(file, boot, live.clone()));
     let signals = Signals {
         reloader,
         services,
@@ -187,6 +192,7 @@ fn serve(
     server.run(RunArgs {
         shutdown_signal: Box::new(signals),
     });
+    live
 }
 
 fn server_conf(boot: &Boot) -> ServerConf {

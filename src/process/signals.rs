@@ -27,6 +27,14 @@ pub fn hold() -> nix::Result<()> {
     held().thread_block()
 }
 
+/// Lets them have their default effect again, while there is nothing that they could interrupt.
+///
+/// # Errors
+/// As [`hold`].
+pub fn release() -> nix::Result<()> {
+    held().thread_unblock()
+}
+
 fn held() -> SigSet {
     let signals = [
         Signal::SIGHUP,
@@ -63,7 +71,7 @@ impl Signals {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut quit = signal(SignalKind::quit())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        held().thread_unblock()?;
+        release()?;
         loop {
             tokio::select! {
                 _ = hangup.recv() => self.reload().await,

@@ -137,7 +137,11 @@ impl config::Site {
         let site = Site {
             name: name.into(),
             hosts,
-            paths: PathTree::new(routes.iter().map(|route| &route.path)),
+            paths: PathTree::new(
+                routes
+                    .iter()
+                    .map(|route| (&route.path, route.conditions.is_some())),
+            ),
             routes,
             chain,
         };
@@ -153,17 +157,11 @@ impl Site {
     /// `at` is the list of routes.
     fn warn_unreachable(&self, at: &At<'_>, b: &mut Build<'_>) {
         for (i, route) in self.routes.iter().enumerate() {
-            let unconditional_and_same = |earlier: usize| {
-                let earlier = &self.routes[earlier];
-                let same_if_regex = match (&earlier.path, &route.path) {
-                    (PathRule::Regex(one), PathRule::Regex(other)) => {
-                        one.as_str() == other.as_str()
-                    }
-                    _ => true,
-                };
-                earlier.conditions.is_none() && same_if_regex
+            let same_regex = |earlier: usize| match (&self.routes[earlier].path, &route.path) {
+                (PathRule::Regex(one), PathRule::Regex(other)) => one.as_str() == other.as_str(),
+                _ => false,
             };
-            if let Some(earlier) = self.paths.covering(&route.path, i, unconditional_and_same) {
+            if let Some(earlier) = self.paths.covering(&route.path, i, same_regex) {
                 b.warn(&at.index(i), "this route can never be reached")
                     .hint(format!(
                         "`routes[{earlier}]` ({}) comes first and takes all that would match",

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use super::{Boot, Plan, Snapshot};
 use crate::build::Build;
 use crate::config::Config;
+use crate::http::version::Protocols;
 use crate::issue::{At, Issues, Sources};
-use crate::net::{Bind, Listener, Listeners, Protocols};
+use crate::net::{Bind, Listener, Listeners};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
 
@@ -195,7 +196,7 @@ fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
             name: name.clone(),
             binds: own.bind.0.clone(),
             tls: None,
-            protocols: Protocols { h1: true, h2: true },
+            protocols: Protocols::ALL,
         };
         listeners.insert(name.clone(), listener);
         statics.insert(name, Arc::new(files));

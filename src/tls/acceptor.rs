@@ -12,6 +12,7 @@ use pingora::protocols::tls::SslStream;
 use pingora::protocols::tls::server::handshake;
 
 use super::{CertifiedKey, Version};
+use crate::http::version::Protocols;
 
 /// The certificate for a server name (lower case; empty when the client named none).
 pub type Resolver = dyn Fn(&str) -> Option<Arc<CertifiedKey>> + Send + Sync;
@@ -27,7 +28,7 @@ pub struct Acceptor {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     pub min_version: Version,
-    pub protocols: crate::net::Protocols,
+    pub protocols: Protocols,
 }
 
 impl Acceptor {

@@ -34,6 +34,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
     /// Certificates for clients that name no site's host; sites bring their own. nginx: those of the default server.
+    #[serde(default)]
     pub certificates: OneOrMany<Config>,
     /// Oldest version to accept. Default: `"1.2"`. nginx: `ssl_protocols`.
     #[serde(default)]
