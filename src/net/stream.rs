@@ -145,6 +145,17 @@ impl ClientStream {
         }
     }
 
+    /// Sends as much as the socket takes now of what waits.
+    fn push_out(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.unsent.is_empty() {
+            true => Ok(()),
+            false => match self.poll_send(cx, &[]) {
+                Poll::Ready(Err(e)) => Err(e),
+                _ => Ok(()),
+            },
+        }
+    }
+
     /// Writes what waits, then `more`; ready with how much of `more` the socket took, once nothing waits.
     fn poll_send(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
         loop {
@@ -198,10 +209,15 @@ impl AsyncRead for ClientStream {
             }
             return Poll::Ready(Ok(()));
         }
-        match &mut self.socket {
+        let read = match &mut self.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+        };
+        if read.is_pending() {
+            // Nothing more is to come for now, in either direction: what is held back must not wait for it.
+            self.push_out(cx)?;
         }
+        read
     }
 }
 
@@ -236,6 +252,19 @@ impl AsyncWrite for ClientStream {
         match &mut self.socket {
             Socket::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             Socket::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+        }
+    }
+}
+
+impl Drop for ClientStream {
+    /// The engine drops a connection on which an answer broke off: what there is of it is the client's.
+    fn drop(&mut self) {
+        if !self.unsent.is_empty() {
+            // What the socket does not take now is lost, as it would be with the connection.
+            let _ = match &self.socket {
+                Socket::Tcp(socket) => socket.try_write(&self.unsent),
+                Socket::Unix(socket) => socket.try_write(&self.unsent),
+            };
         }
     }
 }

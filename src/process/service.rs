@@ -21,6 +21,12 @@ use crate::runtime::{Part, Snapshot};
 /// Sockets that are open but not yet served, by address.
 pub type Opened = HashMap<Bind, ListenSocket>;
 
+/// What a service is told.
+enum Event {
+    Follow(Change),
+    Drain,
+}
+
 /// What a service is told after the live snapshot changed.
 pub struct Change {
     pub snapshot: Arc<Snapshot>,
@@ -31,7 +37,7 @@ pub struct Change {
 #[derive(Clone)]
 pub struct Handle {
     pub part: Part,
-    changes: mpsc::UnboundedSender<Change>,
+    events: mpsc::UnboundedSender<Event>,
     doors: Arc<Mutex<Doors>>,
     open: Arc<std::sync::atomic::AtomicUsize>,
 }
@@ -39,7 +45,7 @@ pub struct Handle {
 impl Handle {
     pub fn follow(&self, change: Change) {
         // Fails only when the service's runtime is gone, that is, when the process ends.
-        let _ = self.changes.send(change);
+        let _ = self.events.send(Event::Follow(change));
     }
 
     /// Connections that are open now.
@@ -64,6 +70,8 @@ impl Handle {
 
     /// Stops accepting and lets every connection finish what it is at.
     pub fn drain(&self) {
+        // As above.
+        let _ = self.events.send(Event::Drain);
         // The sockets close with the last of their holders; those of the accept loops end by this word.
         for (_, door) in self.doors.lock().0.drain() {
             let _ = door.drain.send(true);
@@ -91,7 +99,7 @@ pub struct ListenerService<A> {
     tasks_per_socket: usize,
     shared: Arc<Shared<A>>,
     doors: Arc<Mutex<Doors>>,
-    changes: mpsc::UnboundedReceiver<Change>,
+    events: mpsc::UnboundedReceiver<Event>,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
@@ -101,12 +109,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
         threads: usize,
         tasks_per_socket: usize,
     ) -> (ListenerService<A>, Handle) {
-        let (sender, changes) = mpsc::unbounded_channel();
+        let (sender, events) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new(app));
         let doors = Arc::new(Mutex::new(Doors::default()));
         let handle = Handle {
             part,
-            changes: sender,
+            events: sender,
             doors: doors.clone(),
             open: shared.open.clone(),
         };
@@ -122,7 +130,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
                 tasks_per_socket,
                 shared,
                 doors,
-                changes,
+                events,
             },
             handle,
         )
@@ -193,7 +201,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for ListenerService<A> {
         _listeners_per_fd: usize,
     ) {
         let mut tasks = Tasks::default();
-        while let Some(change) = self.changes.recv().await {
+        // A drain ends the tasks as well: nothing new will be asked of the backends.
+        while let Some(Event::Follow(change)) = self.events.recv().await {
             self.follow(change.snapshot.listeners(self.part), change.opened);
             if self.part == Part::Edge {
                 tasks.follow(&change.snapshot);

@@ -49,6 +49,7 @@ fn held() -> SigSet {
 /// Everything that a signal can set off.
 pub struct Signals {
     pub reloader: Arc<Reloader>,
+    /// The edge, then the companion.
     pub services: Vec<Handle>,
     pub logs: Arc<Logs>,
     pub upgrade_sock: std::path::PathBuf,
@@ -130,19 +131,18 @@ impl Signals {
     /// Ends when the last connection has, or when the grace period is over.
     async fn drain(&self) {
         let grace = self.reloader.live().load().grace_period;
+        let began = Instant::now();
+        // One after the other: the edge may proxy to the companion until its last request is answered.
         for service in &self.services {
             service.drain();
-        }
-        let began = Instant::now();
-        loop {
-            let open: usize = self.services.iter().map(Handle::open_connections).sum();
-            if open == 0 {
-                return log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
+            while service.open_connections() > 0 {
+                if began.elapsed() >= grace {
+                    let open: usize = self.services.iter().map(Handle::open_connections).sum();
+                    return log::warn!("grace period over: {open} connections are cut");
+                }
+                tokio::time::sleep(DRAIN_TICK).await;
             }
-            if began.elapsed() >= grace {
-                return log::warn!("grace period over: {open} connections are cut");
-            }
-            tokio::time::sleep(DRAIN_TICK).await;
         }
+        log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
     }
 }
