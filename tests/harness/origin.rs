@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::message::{Framing, Head, Headers};
 use super::port::Port;
 use super::runtime;
+use super::wait::{PATIENCE, eventually};
 use super::websocket::{self, Frame};
 
 /// Every origin answers this path by its state of health, whatever else it does.
@@ -162,9 +163,12 @@ impl Origin {
 
     /// Closes the listening socket and all connections: connecting is refused from now on.
     pub fn kill(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-            let _ = runtime().block_on(task); // cancelled, as it should be
+        let Some(task) = self.task.take() else { return };
+        task.abort();
+        let _ = runtime().block_on(task); // cancelled, as it should be
+        if let Address::Tcp(address) = self.address {
+            // a process that another test starts just now holds a copy of the socket from its fork to its exec
+            eventually(PATIENCE, || TcpStream::connect(address).is_err());
         }
     }
 
