@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
@@ -21,6 +22,9 @@ use super::websocket::{self, Frame};
 
 /// Every origin answers this path by its state of health, whatever else it does.
 pub const HEALTH_PATH: &str = "/healthz";
+
+/// How long an application takes to accept a WebSocket.
+const THOUGHT: Duration = Duration::from_millis(20);
 
 /// What an origin does with each request.
 #[derive(Clone, Debug)]
@@ -43,8 +47,10 @@ pub enum Behaviour {
     Big(u64),
     /// Takes a body of any size and answers with its length.
     Sink,
-    /// Accepts an upgrade and sends each frame back.
+    /// Accepts an upgrade, and then sends each frame back.
     WebSocket,
+    /// As `WebSocket`, but accepts at once, without the time that an application takes to think.
+    EagerWebSocket,
 }
 
 /// A request as it arrived.
@@ -346,7 +352,10 @@ impl Conversation {
             Behaviour::Steps(count) => self.write_steps(count).await?,
             Behaviour::Close | Behaviour::CloseAtOnce => return Ok(false),
             Behaviour::Big(length) => self.write_big(length).await?,
-            Behaviour::WebSocket => {
+            Behaviour::WebSocket | Behaviour::EagerWebSocket => {
+                if matches!(behaviour, Behaviour::WebSocket) {
+                    tokio::time::sleep(THOUGHT).await;
+                }
                 self.echo_frames(&head).await?;
                 return Ok(false);
             }
