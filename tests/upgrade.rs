@@ -115,6 +115,26 @@ fn daemon_returns_when_it_serves_and_is_found_by_its_pid_file() {
 }
 
 #[test]
+fn daemon_finds_its_file_again_from_another_folder() {
+    let setup = Setup::new();
+    setup.write_config(&one_site("routes: [{ respond: old }]"));
+    let mut parent = setup.spawn(&["-d"]); // which names the file relative to the folder of the test
+    assert!(parent.wait().expect("the parent ends").success());
+    let daemon = Daemon::find(&setup);
+    let address = format!("127.0.0.1:{}", setup.port("http"));
+    let address = address.parse().expect("an address");
+    let mut connection = Connection::tcp(address).expect("connect");
+    let mut body = || {
+        let answer = connection.fetch(&get("/")).expect("an answer");
+        answer.text().to_owned()
+    };
+    assert_eq!(body(), "old");
+    setup.write_config(&one_site("routes: [{ respond: new }]"));
+    daemon.signal(Signal::SIGHUP);
+    eventually(PATIENCE, || body() == "new");
+}
+
+#[test]
 fn daemon_is_replaced_by_a_daemon() {
     let setup = Setup::new();
     setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
