@@ -583,6 +583,7 @@ mod tests {
                 cipher: "TLS_AES_128_GCM_SHA256",
                 server_name: "shop.example".into(),
             }),
+            forwarded_for: None,
         };
         let mut cx = Cx::new(Instant::now(), Arc::new(connection));
         cx.ended = Some(cx.started + Duration::from_millis(1042));
