@@ -46,7 +46,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Test the configuration, with warnings
+    /// Test the configuration; show all mistakes or, when there are none, warnings
     Check(Check),
     /// Say which site, route, policies and action a request would take, and why
     Route(Route),
@@ -130,12 +130,12 @@ fn default_file() -> Option<PathBuf> {
 }
 
 fn run(file: PathBuf, how: How) -> ExitCode {
-    let (plan, warnings) = match reload::load(&file, None) {
+    let loaded = match reload::load(&file, None) {
         Ok(loaded) => loaded,
         Err(issues) => return refuse(&issues),
     };
-    print_issues(&warnings);
-    match process::run(file, plan, how) {
+    print_issues(&loaded.warnings);
+    match process::run(file, loaded.plan, how) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("weir: {e:#}");
@@ -146,8 +146,8 @@ fn run(file: PathBuf, how: How) -> ExitCode {
 
 fn test(file: &Path) -> ExitCode {
     match reload::load(file, None) {
-        Ok((_, warnings)) => {
-            print_issues(&warnings);
+        Ok(loaded) => {
+            print_issues(&loaded.warnings);
             eprintln!("{}: the configuration is good", file.display());
             ExitCode::SUCCESS
         }
@@ -160,7 +160,7 @@ fn check(file: &Path, json: bool) -> ExitCode {
         return test(file);
     }
     let (issues, status) = match reload::load(file, None) {
-        Ok((_, warnings)) => (warnings, ExitCode::SUCCESS),
+        Ok(loaded) => (loaded.warnings, ExitCode::SUCCESS),
         Err(issues) => (issues, ExitCode::from(EXIT_BAD_CONFIG)),
     };
     print_json(&issues.report());
@@ -199,7 +199,7 @@ fn print_json(value: &impl serde::Serialize) {
 
 fn route(file: &Path, request: &Route) -> ExitCode {
     let snapshot = match reload::load(file, None) {
-        Ok((plan, _)) => plan.snapshot,
+        Ok(loaded) => loaded.plan.snapshot,
         Err(issues) => return refuse(&issues),
     };
     match explain(&snapshot, request) {

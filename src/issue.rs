@@ -4,6 +4,7 @@
 //! an [`At`]: a chain of keys on the stack that costs nothing until something is wrong. [`Sources`] turns it into
 //! file, line and column, and `report` into what is printed. This happens before any request, and again at each reload.
 
+mod left_out;
 mod places;
 mod report;
 mod sources;
@@ -11,6 +12,7 @@ mod sources;
 use std::fmt;
 use std::path::PathBuf;
 
+pub use left_out::LeftOut;
 pub use sources::Sources;
 
 /// A place in the document, as a chain of borrowed keys and indices: `sites.shop.routes[1].proxy`.
@@ -45,14 +47,14 @@ impl<'a> At<'a> {
 }
 
 /// One step from a map or a sequence to what it holds.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     Key(String),
     Index(usize),
 }
 
 /// An owned place in the document.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyPath(pub Vec<Step>);
 
 impl fmt::Display for KeyPath {
@@ -170,12 +172,17 @@ impl Issues {
         self.0.append(&mut more.0);
     }
 
+    /// Forgets the warnings: beside an error they may only follow from it, as a pool seems unused whose name is
+    /// misspelt in a route.
+    pub fn only_errors(&mut self) {
+        self.0.retain(|issue| issue.severity == Severity::Error);
+    }
+
     /// Gives each issue its place in the files and sorts all into document order. Text that was filled in from the
-    /// environment or from a file, which may be a secret, is replaced in the messages by what is written there.
+    /// environment or from a file, which may be a secret, is replaced in the messages by what is written there. Issues
+    /// that only follow from what was left out are dropped; those that have a place already stay as they are.
     pub fn locate(&mut self, sources: &Sources) {
-        for issue in &mut self.0 {
-            sources.locate(issue);
-        }
+        self.0.retain_mut(|issue| sources.locate(issue));
         // The sort is stable: several issues at one place stay in the order in which they were found. What has no place
         // comes last.
         self.0.sort_by_cached_key(|issue| match &issue.place {

@@ -61,7 +61,7 @@ fn all_mistakes_are_told_in_one_run() {
         for place in [
             "weir.yaml:4:5: pools.app.ballance: ",
             "weir.yaml:8:12: sites.shop.hosts: ",
-            "weir.yaml:9:22: sites.shop.routes[0].proxy: ",
+            "weir.yaml:9:23: sites.shop.routes[0].proxy: ",
         ] {
             assert!(
                 run.stderr.contains(place),
@@ -122,7 +122,7 @@ fn check_prints_json_for_machines() {
     let proxy = proxy.unwrap_or_else(|| panic!("no issue of the route in {report}"));
     assert_eq!(
         (&proxy["line"], &proxy["column"]),
-        (&Value::from(9), &Value::from(22))
+        (&Value::from(9), &Value::from(23))
     );
     assert!(
         proxy["file"]

@@ -121,7 +121,12 @@ fn what_only_a_new_process_can_take_is_refused_as_a_whole() {
     let setup = Setup::new().allow("reload failed").allow("cannot change");
     let weir = setup.start(&responds("old"));
     let said = weir.reload_in_vain(&(responds("new") + "threads: 1\n"));
-    assert!(said.contains("threads"), "{said}");
+    let line = said
+        .lines()
+        .find(|line| line.contains("threads: cannot change while running"));
+    let place =
+        line.is_some_and(|line| line.contains("weir.yaml:") && line.contains(":10: threads"));
+    assert!(place, "{said}");
     assert_eq!(weir.get("/").text(), "old");
 }
 

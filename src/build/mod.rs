@@ -12,9 +12,12 @@ use crate::pool::Pool;
 pub struct Build<'a> {
     pub issues: Issues,
     pub sources: &'a Sources,
-    pools: HashMap<String, Arc<Pool>>,
+    /// `None`: the pool is wrong, and that is reported.
+    pools: HashMap<String, Option<Arc<Pool>>>,
     /// Names that the regex of the route being compiled captures: `$name` in its templates.
     pub captures: Vec<String>,
+    /// That regex is wrong, and reported: a variable that nobody knows may be one of its captures.
+    pub captures_unknown: bool,
 }
 
 impl<'a> Build<'a> {
@@ -24,6 +27,7 @@ impl<'a> Build<'a> {
             sources,
             pools: HashMap::new(),
             captures: Vec::new(),
+            captures_unknown: false,
         }
     }
 
@@ -41,17 +45,38 @@ impl<'a> Build<'a> {
         file.parent().unwrap_or(Path::new("")).join(written)
     }
 
-    pub fn set_pools(&mut self, pools: HashMap<String, Arc<Pool>>) {
+    /// Whether the top-level map `section` was read with all that it holds. If not, nothing may be concluded from what it
+    /// does not hold.
+    pub fn is_whole(&self, section: &str) -> bool {
+        let at = At::Root.key(section);
+        self.sources.left_out().is_whole(&at.to_path())
+    }
+
+    /// Whether the entry `name` of the top-level map `section` may be written, and is only not there because it, or what
+    /// should hold it, is wrong. Who refers to it has made no mistake.
+    pub fn is_left_out(&self, section: &str, name: &str) -> bool {
+        let at = At::Root.key(section);
+        !self.sources.left_out().is_whole(&at.key(name).to_path())
+    }
+
+    /// The pools of the document by name; `None` for those that cannot be made, which is reported already.
+    pub fn set_pools(&mut self, pools: HashMap<String, Option<Arc<Pool>>>) {
         self.pools = pools;
     }
 
     /// The pool of that name, or an issue with a suggestion.
     pub fn pool(&mut self, at: &At<'_>, name: &str) -> Option<Arc<Pool>> {
         if let Some(pool) = self.pools.get(name) {
-            return Some(pool.clone());
+            return pool.clone();
+        }
+        if self.is_left_out("pools", name) {
+            return None;
         }
         let hint = crate::value::hint(name, "pools are", {
-            let mut names: Vec<&str> = self.pools.keys().map(String::as_str).collect();
+            let known = self.pools.keys().map(String::as_str);
+            let mut names: Vec<&str> = known
+                .chain(self.sources.left_out().names_in("pools"))
+                .collect();
             names.sort_unstable();
             names
         });

@@ -1,17 +1,18 @@
 //! From the tree to the raw types, with all mistakes in one run.
 //!
-//! serde stops at the first mistake. So the document is read in passes: what a pass has found right, and what was wrong and
-//! is reported, is marked as judged and left out of the next pass, until a pass comes to the end. No part is read twice,
-//! so that a large file with many mistakes costs little more than one without.
+//! serde stops at the first mistake. So the document is read in passes: what a pass has found right is not read again by
+//! the next, and what is wrong is reported and left out, until a pass comes to the end. Then everything that is not left out
+//! is read once more, and so on until that goes through in one pass: that is the document without its mistakes, of which
+//! `compile` finds what is wrong with the rest. A large file with many mistakes costs little more than one without.
 //!
-//! A map of which entries were left out cannot be judged as a whole (a "missing" key may be one of them), so a verdict
-//! over such a map is not believed: see [`Mistake::doubtful`]. The price: serde names only the first missing key, so a key
-//! that is missing behind a required one with a wrong value is named in the next run.
+//! A map of which entries were passed over cannot be judged as a whole (a "missing" key may be one of them), so a verdict
+//! over such a map is not believed: see [`Mistake::doubt`]. If the entry that it lacks was left out, the map is left out
+//! too, and nobody is told: it is no other mistake. The price: serde names only the first missing key, so a key that is
+//! missing behind a required one with a wrong value is named in the next run.
 //!
 //! The deserializer is weir's own, because that of serde_yaml reads `balance: { hash: "$uri" }` only as `!hash "$uri"`, takes
 //! a key without a value for a key that is not there, and returns mistakes as English sentences.
 
-use std::collections::HashSet;
 use std::fmt::{self, Display};
 
 use serde::de::value::StrDeserializer;
@@ -21,71 +22,129 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::node::{Content, Entry, Key, Node, Scalar};
-use crate::issue::{Issues, KeyPath, Step};
+use super::node::{Content, Entry, Key, Node, Scalar, State};
+use crate::issue::{At, Issues, KeyPath, LeftOut, Step};
 use crate::value;
 
-/// Reads a `T` from the document; `None` when there are mistakes, now or reported before. `incomplete`: parts of the document
-/// could not be read at all, so nothing at the top level is called missing.
+/// Reads a `T` from what is right in the document, and tells what was left out. No `T`: nothing can be made of it, or there
+/// are so many mistakes that the search was given up. `incomplete`: parts of the document could not be read at all, so nothing
+/// at the top level is called missing.
 pub fn deserialize<T: DeserializeOwned>(
     root: &mut Node,
     incomplete: bool,
     issues: &mut Issues,
+) -> (Option<T>, LeftOut) {
+    let mut left_out = LeftOut::default();
+    if incomplete {
+        left_out.insert(KeyPath::default());
+    }
+    let document = read(root, &mut left_out, issues);
+    root.left_out(&At::Root, &mut left_out);
+    (document, left_out)
+}
+
+/// `lacking` are paths that the tree lacks though they were meant to be there.
+fn read<T: DeserializeOwned>(
+    root: &mut Node,
+    lacking: &mut LeftOut,
+    issues: &mut Issues,
 ) -> Option<T> {
     let mut mistakes = 0;
-    let mut mistyped = HashSet::new();
-    let mut complete = !incomplete && !issues.has_errors();
+    // nothing was read in an earlier pass, so the verdict is final
+    let mut first = true;
     loop {
         let mistake = match T::deserialize(&*root) {
-            Ok(document) if complete => return Some(document),
-            Ok(_) if mistakes > 0 || incomplete || issues.has_errors() => return None,
-            // nothing was wrong, only filled-in numbers were taken for text
+            Ok(document) if first => return Some(document),
             Ok(_) => {
                 root.reset();
-                complete = true;
+                first = true;
                 continue;
             }
             Err(mistake) => mistake,
         };
-        complete = false;
         let path = mistake.path();
         let Some(node) = root.at_mut(&path) else {
             mistake.report(path, issues);
             return None;
         };
         if !mistake.on_key && node.read_again() {
+            first = false;
             continue;
         }
-        node.done.set(true);
-        let at_root = path.0.is_empty();
-        if !mistake.doubtful(node, at_root && incomplete) && !mistake.known(&path, &mistyped) {
-            mistyped.extend(mistake.meant_key(&path));
+        let doubt = match mistake.doubt(node, &path, lacking) {
+            State::Read if first => State::Unread,
+            doubt => doubt,
+        };
+        node.state.set(match doubt {
+            State::Read => State::Read,
+            State::Unread | State::LeftOut => State::LeftOut,
+        });
+        first = false;
+        if doubt == State::Unread {
+            if let Kind::UnknownKey(meant) = mistake.kind {
+                root.remove(&path);
+                lacking.extend(meant.and_then(|meant| beside(&path, meant)));
+            }
             mistake.report(path, issues);
             mistakes += 1;
         }
-        if at_root {
-            return None;
-        }
-        if mistakes > MISTAKES {
-            return None;
+        match root.state.get() {
+            State::LeftOut => return None,
+            _ if mistakes > MISTAKES => return None,
+            State::Read => {
+                root.reset();
+                first = true;
+            }
+            State::Unread => {}
         }
     }
 }
 
+/// The path of another entry in the map that holds `path`.
+fn beside(path: &KeyPath, key: &str) -> Option<KeyPath> {
+    let (_, holder) = path.0.split_last()?;
+    Some(below(&KeyPath(holder.to_vec()), key))
+}
+
+fn below(path: &KeyPath, key: &str) -> KeyPath {
+    let mut path = path.clone();
+    path.0.push(Step::Key(key.to_owned()));
+    path
+}
+
 /// Why a value is not what it should be, and where below the root. This is serde's error type here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Mistake {
     /// The way to the value, innermost step first.
     steps: Vec<Step>,
     message: String,
     hint: Option<String>,
     on_key: bool,
-    /// The key that is not there.
-    missing: Option<&'static str>,
-    /// The key that an unknown one was meant to be.
-    meant: Option<&'static str>,
-    /// The map or list was not shown as a whole.
-    partial: bool,
+    kind: Kind,
+    /// What was passed over in the map or list.
+    passed_over: State,
+}
+
+/// What the passes must know of a mistake.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Value,
+    MissingKey(&'static str),
+    /// With the key that it was probably meant to be.
+    UnknownKey(Option<&'static str>),
+}
+
+impl Default for Mistake {
+    fn default() -> Mistake {
+        Mistake {
+            steps: Vec::new(),
+            message: String::new(),
+            hint: None,
+            on_key: false,
+            kind: Kind::Value,
+            passed_over: State::Unread,
+        }
+    }
 }
 
 impl Mistake {
@@ -93,28 +152,19 @@ impl Mistake {
         KeyPath(self.steps.iter().rev().cloned().collect())
     }
 
-    /// Whether this is perhaps only so because entries of `node` were left out.
-    fn doubtful(&self, node: &Node, incomplete: bool) -> bool {
-        match self.missing {
-            Some(key) => incomplete || node.has_key(key),
-            None => self.partial,
+    /// The state of what makes this verdict on `node` doubtful, if anything does: something that it was perhaps only
+    /// passed over (`Read`), or that it surely lacks (`LeftOut`).
+    fn doubt(&self, node: &Node, path: &KeyPath, lacking: &LeftOut) -> State {
+        let Kind::MissingKey(key) = self.kind else {
+            return self.passed_over;
+        };
+        match node.get(key) {
+            Some(value) => value.state.get(),
+            // an unread file may hold it, or it is mistyped
+            None if path.0.is_empty() && lacking.contains(path) => State::LeftOut,
+            None if lacking.contains(&below(path, key)) => State::LeftOut,
+            None => State::Unread,
         }
-    }
-
-    /// Whether the missing key is there, but `mistyped`, and so reported already.
-    fn known(&self, path: &KeyPath, mistyped: &HashSet<KeyPath>) -> bool {
-        self.missing.is_some_and(|key| {
-            let mut key_path = path.clone();
-            key_path.0.push(Step::Key(key.to_owned()));
-            mistyped.contains(&key_path)
-        })
-    }
-
-    /// Where the key should be that is mistyped at `path`.
-    fn meant_key(&self, path: &KeyPath) -> Option<KeyPath> {
-        let mut key_path = path.clone();
-        *key_path.0.last_mut()? = Step::Key(self.meant?.to_owned());
-        Some(key_path)
     }
 
     fn report(self, path: KeyPath, issues: &mut Issues) {
@@ -134,8 +184,10 @@ impl Mistake {
     }
 
     /// Of a map or list that could not be shown whole.
-    fn partial(mut self, partial: bool) -> Mistake {
-        self.partial |= partial && self.steps.is_empty();
+    fn partial(mut self, passed_over: State) -> Mistake {
+        if self.steps.is_empty() {
+            self.passed_over = self.passed_over.max(passed_over);
+        }
         self
     }
 
@@ -184,7 +236,7 @@ impl Error for Mistake {
         Mistake {
             message: format!("unknown key `{name}`"),
             hint: Some(value::hint(name, "keys here are", known.iter().copied())),
-            meant: value::suggest(name, known.iter().copied()),
+            kind: Kind::UnknownKey(value::suggest(name, known.iter().copied())),
             ..Mistake::default()
         }
     }
@@ -192,7 +244,7 @@ impl Error for Mistake {
     fn missing_field(name: &'static str) -> Mistake {
         Mistake {
             message: format!("missing key `{name}`"),
-            missing: Some(name),
+            kind: Kind::MissingKey(name),
             ..Mistake::default()
         }
     }
@@ -221,11 +273,11 @@ impl<'de> Deserializer<'de> for &Node {
                 let mut list = List {
                     items,
                     next: 0,
-                    partial: false,
+                    passed_over: State::Unread,
                 };
                 let value = visitor
                     .visit_seq(&mut list)
-                    .map_err(|mistake| mistake.partial(list.partial))?;
+                    .map_err(|mistake| mistake.partial(list.passed_over))?;
                 match list.next < items.len() {
                     true => Err(Mistake::custom(format!(
                         "expected {} items, found {}",
@@ -239,11 +291,11 @@ impl<'de> Deserializer<'de> for &Node {
                 let mut map = Map {
                     entries,
                     next: 0,
-                    partial: false,
+                    passed_over: State::Unread,
                 };
                 let value = visitor
                     .visit_map(&mut map)
-                    .map_err(|mistake| mistake.partial(map.partial))?;
+                    .map_err(|mistake| mistake.partial(map.passed_over))?;
                 match map.entries.get(map.next) {
                     Some(entry) => Err(Mistake::custom("one key too many").on_key(&entry.key.name)),
                     None => Ok(value),
@@ -290,8 +342,10 @@ impl<'de> Deserializer<'de> for &Node {
                 visitor.visit_enum(Word { word, value: None })
             }
             Content::Map(entries) => match entries.as_slice() {
-                // judged already: what is left says nothing
-                [entry] if entry.value.done.get() => Err(Mistake::default().partial(true)),
+                // without it, what is left says nothing
+                [entry] if entry.value.state.get() != State::Unread => {
+                    Err(Mistake::default().partial(entry.value.state.get()))
+                }
                 [entry] => {
                     let (word, value) = (&entry.key.name, Some(&entry.value));
                     visitor.visit_enum(Word { word, value })
@@ -355,11 +409,11 @@ impl Scalar {
     }
 }
 
-/// The items of a list that are not judged yet.
+/// The items of a list that are to be read.
 struct List<'n> {
     items: &'n [Node],
     next: usize,
-    partial: bool,
+    passed_over: State,
 }
 
 impl<'de> SeqAccess<'de> for List<'_> {
@@ -372,25 +426,25 @@ impl<'de> SeqAccess<'de> for List<'_> {
         while let Some(item) = self.items.get(self.next) {
             let index = self.next;
             self.next += 1;
-            if item.done.get() {
-                self.partial = true;
+            if item.state.get() != State::Unread {
+                self.passed_over = self.passed_over.max(item.state.get());
                 continue;
             }
             let value = seed
                 .deserialize(item)
                 .map_err(|mistake| mistake.below(Step::Index(index)))?;
-            item.done.set(true);
+            item.state.set(State::Read);
             return Ok(Some(value));
         }
         Ok(None)
     }
 }
 
-/// The entries of a map that are not judged yet.
+/// The entries of a map that are to be read.
 struct Map<'n> {
     entries: &'n [Entry],
     next: usize,
-    partial: bool,
+    passed_over: State,
 }
 
 impl<'de> MapAccess<'de> for Map<'_> {
@@ -401,8 +455,8 @@ impl<'de> MapAccess<'de> for Map<'_> {
         seed: K,
     ) -> Result<Option<K::Value>, Mistake> {
         while let Some(entry) = self.entries.get(self.next) {
-            if entry.value.done.get() {
-                self.partial = true;
+            if entry.value.state.get() != State::Unread {
+                self.passed_over = self.passed_over.max(entry.value.state.get());
                 self.next += 1;
                 continue;
             }
@@ -423,7 +477,7 @@ impl<'de> MapAccess<'de> for Map<'_> {
         let value = seed
             .deserialize(&entry.value)
             .map_err(|mistake| mistake.below(Step::Key(entry.key.name.clone())))?;
-        entry.value.done.set(true);
+        entry.value.state.set(State::Read);
         Ok(value)
     }
 }
@@ -480,7 +534,7 @@ impl Word<'_> {
         let needed = || Mistake::custom(format!("`{word}` needs a value: `{{ {word}: ... }}`"));
         let node = self.value.ok_or_else(needed)?;
         let value = read(node).map_err(|mistake| mistake.below(Step::Key(word.to_owned())))?;
-        node.done.set(true);
+        node.state.set(State::Read);
         Ok(value)
     }
 }
@@ -545,6 +599,7 @@ fn in_words(expected: &str) -> String {
         "u64" | "usize" => "a whole number, 0 or more",
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
+        "path string" => "a string that is a path",
         _ if expected.starts_with("struct ") => "a map",
         _ if expected.starts_with("a nonzero ") => "a whole number, 1 or more",
         _ => expected,
@@ -672,13 +727,19 @@ mod tests {
     fn read(text: &str) -> Result<Document, Vec<String>> {
         let mut root = Node::parse(text).unwrap();
         let mut issues = Issues::default();
-        deserialize(&mut root, false, &mut issues).ok_or_else(|| {
-            let show = |issue: crate::issue::Issue| match issue.hint {
-                Some(hint) => format!("{}: {} ({hint})", issue.path, issue.message),
-                None => format!("{}: {}", issue.path, issue.message),
-            };
-            issues.0.into_iter().map(show).collect()
-        })
+        let (document, _) = deserialize(&mut root, false, &mut issues);
+        match issues.is_empty() {
+            true => Ok(document.unwrap()),
+            false => Err(shown(issues)),
+        }
+    }
+
+    fn shown(issues: Issues) -> Vec<String> {
+        let show = |issue: crate::issue::Issue| match issue.hint {
+            Some(hint) => format!("{}: {} ({hint})", issue.path, issue.message),
+            None => format!("{}: {}", issue.path, issue.message),
+        };
+        issues.0.into_iter().map(show).collect()
     }
 
     fn wrong(text: &str) -> Vec<String> {
@@ -792,6 +853,133 @@ pages: { 404: x, 4o4: y, 99999: z }
     }
 
     #[test]
+    fn what_is_right_is_read_without_the_mistakes() {
+        let read = |text: &str| {
+            let mut root = Node::parse(text).unwrap();
+            let mut issues = Issues::default();
+            let (document, left_out) = deserialize::<Document>(&mut root, false, &mut issues);
+            let written = text.lines().filter(|line| line.contains("# wrong")).count();
+            assert_eq!(issues.errors(), written, "{:?}", shown(issues));
+            (document.unwrap(), left_out)
+        };
+        let (document, left_out) = read(
+            "
+threads: many                                   # wrong
+name: weir
+pools:
+  a: { backends: [x, y], timeout: 5 }           # wrong
+  b: { backend: x }                             # wrong
+  c:
+    balance: { hash: 5 }                        # wrong
+    backends:
+      - x
+      - 5                                       # wrong
+      - z
+  d: { backends: x, passive: { max_fails: x } } # wrong
+  e: { backends: x, more: 1 }                   # wrong
+  f: { backends: 5 }                            # wrong
+routes:
+  - 5                                           # wrong
+  - proxy: { pool: 5, retry: 1 }                # wrong
+  - proxy: a
+    tls: {}                                     # wrong
+pages: { 404: x }
+",
+        );
+        let (right, _) = read(
+            "
+name: weir
+pools:
+  a: { backends: [x, y] }
+  c: { backends: [x, z] }
+  d: { backends: x }
+  e: { backends: x }
+routes: [{ proxy: a }]
+pages: { 404: x }
+",
+        );
+        assert_eq!(document, right);
+        let path = |text: &str| {
+            let step = |text: &str| match text.parse() {
+                Ok(index) => Step::Index(index),
+                Err(_) => Step::Key(text.to_owned()),
+            };
+            KeyPath(text.split('/').map(step).collect())
+        };
+        for gone in [
+            "threads",
+            "pools/a/timeout",
+            "pools/b",
+            "pools/b/backends",
+            "pools/c/balance",
+            "pools/c/backends/1",
+            "pools/d/passive",
+            "pools/f",
+            "routes/0",
+            "routes/1",
+            "routes/2/tls",
+        ] {
+            assert!(left_out.contains(&path(gone)), "{gone}: {left_out:?}");
+        }
+        for whole in ["name", "pages", "pools/e", "pools/c/backends/0"] {
+            assert!(left_out.is_whole(&path(whole)), "{whole}: {left_out:?}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever is wrong, the reading ends, with a document or a mistake, and nothing is left out in silence.
+        #[test]
+        fn any_values_are_read_or_reported(
+            values in proptest::collection::vec(0..VALUES.len(), 8),
+            keys in proptest::collection::vec(0..KEYS.len(), 8),
+        ) {
+            let value = |n: usize| VALUES[values[n]];
+            let key = |n: usize| KEYS[keys[n]];
+            let text = format!(
+                "{{ pools: {{ a: {{ {}: {}, {}x: {}, backends: {} }}, b: {{ {}: {} }} }}, {}: {}, \
+                 routes: [{}, {{ proxy: {}, {}: {} }}] }}",
+                key(0), value(0), key(1), value(1), value(2), key(3), value(3), key(4), value(4),
+                value(5), value(6), key(7), value(7),
+            );
+            let mut root = Node::parse(&text).unwrap();
+            let mut issues = Issues::default();
+            root.settle(&At::Root, &mut issues);
+            let right = Document::deserialize(&root).is_ok();
+            root.reset();
+            let given_twice = issues.errors();
+            let (document, left_out) = deserialize::<Document>(&mut root, false, &mut issues);
+            let mistakes = issues.errors() - given_twice;
+            proptest::prop_assert_eq!(right, mistakes == 0, "{}", text);
+            proptest::prop_assert!(document.is_some() || mistakes > 0, "{}", text);
+            proptest::prop_assert!(mistakes > 0 || left_out.is_whole(&KeyPath::default()), "{}", text);
+        }
+    }
+
+    const KEYS: &[&str] = &[
+        "backends", "balance", "timeout", "passive", "tls", "name", "pages",
+    ];
+    const VALUES: &[&str] = &[
+        "x",
+        "5",
+        "5s",
+        "[]",
+        "[x, 5]",
+        "{}",
+        "off",
+        "true",
+        "least_conn",
+        "{ hash: x }",
+        "{ hash: 5 }",
+        "{ hsh: x }",
+        "{ sticky: { ttl: 5 } }",
+        "{ max_fails: 5 }",
+        "{ max_fail: 5, share: 20 }",
+        "{ pool: a, retry: x }",
+        "{ 404: x, x: y }",
+        "{ backends: [] }",
+    ];
+
+    #[test]
     fn a_mistyped_key_is_not_missing_as_well() {
         assert_eq!(
             wrong("pools: { a: { backend: x } }"),
@@ -834,7 +1022,8 @@ pages: { 404: x, 4o4: y, 99999: z }
         fill(&mut root, &["name"], "8080");
         fill(&mut root, &["pools", "a", "timeout"], "5s");
         let mut issues = Issues::default();
-        let document: Document = deserialize(&mut root, false, &mut issues).unwrap();
+        let (document, _) = deserialize::<Document>(&mut root, false, &mut issues);
+        let document = document.unwrap();
         assert_eq!(
             (document.threads, document.daemon, document.name.as_str()),
             (Some(4), true, "8080")
@@ -849,7 +1038,8 @@ pages: { 404: x, 4o4: y, 99999: z }
         fill(&mut root, &["threads"], "70000");
         fill(&mut root, &["daemon"], "perhaps");
         let mut issues = Issues::default();
-        assert_eq!(deserialize::<Document>(&mut root, false, &mut issues), None);
+        let (document, _) = deserialize(&mut root, false, &mut issues);
+        assert_eq!(document, Some(Document::default()));
         let messages: Vec<&str> = issues
             .0
             .iter()

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::{env, fs};
 
 use super::load::unreadable;
-use super::node::{Content, Node, Scalar};
+use super::node::{Content, Node, Scalar, State};
 use crate::issue::{At, Issues, Sources};
 
 /// Where the values come from.
@@ -25,7 +25,7 @@ pub struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// Fills in all text of `node`. What cannot be filled in is reported, and marked as judged.
+    /// Fills in all text of `node`. What cannot be filled in is reported, and left out.
     pub fn node(&self, node: &mut Node, at: &At<'_>, sources: &mut Sources, issues: &mut Issues) {
         match &mut node.content {
             Content::Scalar(Scalar::Text(text)) if is_filled(text) => match self.text(text) {
@@ -38,7 +38,7 @@ impl Fill<'_> {
                 }
                 Err(Unfilled { message, hint }) => {
                     issues.error(at, message).hint = hint;
-                    node.done.set(true);
+                    node.state.set(State::LeftOut);
                 }
             },
             Content::Scalar(_) | Content::Filled(_) => {}

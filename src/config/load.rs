@@ -1,8 +1,9 @@
 //! Reads the document: the file, what it includes, and what is filled in from the environment and from files.
 //!
 //! Runs at start, for `-t` and `weir check`, and at each reload; never for a request. It finds every mistake that can be
-//! found without knowing what the keys mean to each other, in one run, each with its place; the rest is found by the
-//! `compile` functions, whose issues are placed in the files through the same [`Sources`].
+//! found without knowing what the keys mean to each other, in one run, each with its place. What is wrong is left out, and the
+//! rest goes to the `compile` functions all the same: they find the rest of the mistakes, whose issues are placed in the files
+//! through the same [`Sources`], which also knows what was left out.
 //!
 //! `include: [conf.d/*.yaml]` adds the entries of other files, in the order of their names. An included file is written like
 //! the main one. The maps at the top level (`pools`, `sites`, ...) are put together entry by entry; everything else may be
@@ -20,14 +21,23 @@ use super::fill::{Fill, process_env};
 use super::node::{Content, Entry, Node, Scalar, SyntaxError};
 use crate::issue::{At, Issue, Issues, Place, Sources};
 
-/// Reads the document in `file` and all that it includes. The sources are needed in any case: to find what paths in the
-/// document are relative to, and to place the issues that are found later.
-pub fn load<T: DeserializeOwned>(file: &Path) -> (Result<T, Issues>, Sources) {
+/// What came of reading a document.
+pub struct Reading<T> {
+    /// The document without what is wrong in it, so that the rest can be judged too; `None` when nothing could be made of it.
+    pub document: Option<T>,
+    /// The mistakes, located.
+    pub issues: Issues,
+    /// What paths in the document are relative to, where issues that are found later stand, and what was left out.
+    pub sources: Sources,
+}
+
+/// Reads the document in `file` and all that it includes.
+pub fn load<T: DeserializeOwned>(file: &Path) -> Reading<T> {
     load_with(file, &process_env)
 }
 
 /// As [`load`], for a document that is not in a file. `name` stands for the file in messages, and paths are relative to it.
-pub fn parse<T: DeserializeOwned>(name: &Path, text: &str) -> (Result<T, Issues>, Sources) {
+pub fn parse<T: DeserializeOwned>(name: &Path, text: &str) -> Reading<T> {
     let mut loader = Loader::new(&process_env);
     loader.document(name, text.to_owned(), &[]);
     loader.finish()
@@ -43,7 +53,7 @@ pub(super) fn unreadable(error: &io::Error) -> String {
     }
 }
 
-fn load_with<T: DeserializeOwned>(file: &Path, env: Env<'_>) -> (Result<T, Issues>, Sources) {
+fn load_with<T: DeserializeOwned>(file: &Path, env: Env<'_>) -> Reading<T> {
     let mut loader = Loader::new(env);
     match fs::read(file) {
         Ok(bytes) => loader.bytes(file, bytes, &[canonical(file)]),
@@ -88,11 +98,15 @@ impl<'e> Loader<'e> {
         }
     }
 
-    fn finish<T: DeserializeOwned>(mut self) -> (Result<T, Issues>, Sources) {
+    fn finish<T: DeserializeOwned>(mut self) -> Reading<T> {
         let mut root = Node::new(Content::Map(self.sections));
-        let document = de::deserialize(&mut root, self.incomplete, &mut self.issues);
+        let (mut document, left_out) =
+            de::deserialize(&mut root, self.incomplete, &mut self.issues);
         self.issues.locate(&self.sources);
+        self.sources.leave_out(left_out);
         if self.issues.0.len() > de::MISTAKES {
+            // the rest is not judged either: that is enough to do
+            document = None;
             self.issues.0.truncate(de::MISTAKES);
             let message = format!(
                 "and more: only the first {} mistakes are shown",
@@ -100,7 +114,11 @@ impl<'e> Loader<'e> {
             );
             self.issues.error(&At::Root, message);
         }
-        (document.ok_or(self.issues), self.sources)
+        Reading {
+            document,
+            issues: self.issues,
+            sources: self.sources,
+        }
     }
 
     /// Reads a file that is in memory. `chain` leads from the main file to this one.
@@ -456,7 +474,7 @@ mod tests {
                 "HOME_PORT" => Some("127.0.0.1:80".into()),
                 _ => None,
             };
-            load_with(&self.0.join(name), &env)
+            right(load_with(&self.0.join(name), &env))
         }
 
         fn document(&self) -> Document {
@@ -475,6 +493,20 @@ mod tests {
                 .to_string()
                 .replace(&format!("{}/", self.0.display()), "")
         }
+    }
+
+    /// The document, if nothing in it is wrong.
+    fn right(reading: Reading<Document>) -> (Result<Document, Issues>, Sources) {
+        let Reading {
+            document,
+            issues,
+            sources,
+        } = reading;
+        let result = match issues.is_empty() {
+            true => Ok(document.unwrap()),
+            false => Err(issues),
+        };
+        (result, sources)
     }
 
     impl Drop for Folder {
@@ -515,8 +547,10 @@ sites:
       - path: /
         proxy: ap
 ";
-        let (document, sources) =
-            parse::<Document>(Path::new("conf/weir.yaml"), &text.replace("\n\n", "\n"));
+        let (document, sources) = right(parse(
+            Path::new("conf/weir.yaml"),
+            &text.replace("\n\n", "\n"),
+        ));
         let document = document.unwrap();
         let mut issues = Issues::default();
         let pool = &document.sites["shop"].routes[1].proxy.pool;
@@ -858,8 +892,8 @@ b.yaml:5:1: trusted: key `trusted` is given twice
                 }
             }
             let start = Instant::now();
-            let (document, _) = parse::<Document>(Path::new("large.yaml"), &text);
-            let found = document.map_or_else(|issues| issues.0.len(), |_| 0);
+            let reading = parse::<Document>(Path::new("large.yaml"), &text);
+            let found = reading.issues.0.len();
             println!(
                 "{} MiB, {found} issues: {:?}",
                 text.len() >> 20,

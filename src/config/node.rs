@@ -13,13 +13,23 @@ use serde::de::{
 };
 use serde::{Deserialize, Deserializer};
 
-use crate::issue::{At, Issues, KeyPath, Step};
+use crate::issue::{At, Issues, KeyPath, LeftOut, Step};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub content: Content,
-    /// Judged already: right, or wrong and reported. The next pass over the document leaves it out.
-    pub done: Cell<bool>,
+    pub state: Cell<State>,
+}
+
+/// What is known of a node, in the order of how much it says against a verdict on the map or list that holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// To be read.
+    Unread,
+    /// Not to be read: it is wrong and reported, or needs something that is. What holds it may be wrong only because of that.
+    LeftOut,
+    /// Read in an earlier pass and right, so that this pass need not read it. What holds it cannot be judged in this pass.
+    Read,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -74,8 +84,8 @@ impl Node {
     }
 
     pub fn new(content: Content) -> Node {
-        let done = Cell::new(false);
-        Node { content, done }
+        let state = Cell::new(State::Unread);
+        Node { content, state }
     }
 
     /// The node at `path`, if there is one.
@@ -92,10 +102,23 @@ impl Node {
             })
     }
 
-    pub fn has_key(&self, name: &str) -> bool {
-        match &self.content {
-            Content::Map(entries) => entries.iter().any(|entry| entry.key.name == name),
-            _ => false,
+    /// The value of a key, if this is a map that has it.
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        let Content::Map(entries) = &self.content else {
+            return None;
+        };
+        let entry = entries.iter().find(|entry| entry.key.name == name)?;
+        Some(&entry.value)
+    }
+
+    /// Removes the entry at `path`.
+    pub fn remove(&mut self, path: &KeyPath) {
+        let Some((Step::Key(name), holder)) = path.0.split_last() else {
+            return;
+        };
+        let holder = self.at_mut(&KeyPath(holder.to_vec()));
+        if let Some(Content::Map(entries)) = holder.map(|node| &mut node.content) {
+            entries.retain(|entry| entry.key.name != *name);
         }
     }
 
@@ -119,13 +142,35 @@ impl Node {
         true
     }
 
-    /// Forgets what has been judged.
+    /// Lets everything be read again that is not left out.
     pub fn reset(&self) {
-        self.done.set(false);
+        if self.state.get() == State::Read {
+            self.state.set(State::Unread);
+        }
         match &self.content {
             Content::Scalar(_) | Content::Filled(_) => {}
             Content::List(items) => items.iter().for_each(Node::reset),
             Content::Map(entries) => entries.iter().for_each(|entry| entry.value.reset()),
+        }
+    }
+
+    /// Collects the paths of what is left out; `at` is the path of this node.
+    pub fn left_out(&self, at: &At<'_>, paths: &mut LeftOut) {
+        if self.state.get() == State::LeftOut {
+            return paths.insert(at.to_path());
+        }
+        match &self.content {
+            Content::Scalar(_) | Content::Filled(_) => {}
+            Content::List(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    item.left_out(&at.index(index), paths);
+                }
+            }
+            Content::Map(entries) => {
+                for entry in entries {
+                    entry.value.left_out(&at.key(&entry.key.name), paths);
+                }
+            }
         }
     }
 

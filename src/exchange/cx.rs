@@ -66,7 +66,7 @@ impl Cx {
         Cx {
             started,
             ended: None,
-            client: connection.peer.map(|peer| peer.ip().to_canonical()),
+            client: connection.peer_ip(),
             connection,
             host: String::new(),
             path: String::new(),

@@ -274,6 +274,9 @@ fn resolve(stage: Stage, at: &At<'_>, name: &str, b: &mut Build<'_>) -> Option<P
         None => Var::by_prefix(name),
     };
     let Some((var, from)) = found else {
+        if b.captures_unknown {
+            return None;
+        }
         let hint = similar(name, &b.captures).map(|known| format!("did you mean `${known}`?"));
         let issue = b.error(at, format!("no variable named `${name}`"));
         if let Some(hint) = hint {
@@ -583,6 +586,7 @@ mod tests {
                 cipher: "TLS_AES_128_GCM_SHA256",
                 server_name: "shop.example".into(),
             }),
+            forwarded_for: None,
         };
         let mut cx = Cx::new(Instant::now(), Arc::new(connection));
         cx.ended = Some(cx.started + Duration::from_millis(1042));

@@ -152,6 +152,11 @@ macro_rules! registry {
                 [$(self.$key.is_some().then_some(stringify!($key))),+].into_iter().flatten()
             }
 
+            /// Whether there is none, so that callers need not even read the clock.
+            pub fn is_empty(&self) -> bool {
+                self.empty
+            }
+
             pub async fn request(
                 &self,
                 cx: &mut Cx,

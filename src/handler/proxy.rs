@@ -234,7 +234,9 @@ pub fn prepare(
     }
     hop::remove_from_request(upstream, true);
     if let Some(host) = host_of(request) {
-        upstream.insert_header(header::HOST, host.clone())?;
+        if !upstream.headers.contains_key(header::HOST) {
+            upstream.insert_header(header::HOST, host.clone())?;
+        }
         if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {
             upstream.insert_header(X_FORWARDED_HOST, host)?;
         }
@@ -243,8 +245,11 @@ pub fn prepare(
         let scheme = HeaderValue::from_static(cx.scheme());
         upstream.insert_header(X_FORWARDED_PROTO, scheme)?;
     }
-    let peer = cx.connection.peer.map(|peer| peer.ip().to_canonical());
-    match forwarded::forwarded_for(peer, &request.headers, trusted) {
+    let forwarded_for = match trusted {
+        true => forwarded::forwarded_for(cx.connection.peer_ip(), &request.headers, true),
+        false => cx.connection.forwarded_for.clone(),
+    };
+    match forwarded_for {
         Some(value) => upstream.insert_header(X_FORWARDED_FOR, value)?,
         None => drop(upstream.remove_header(&X_FORWARDED_FOR)),
     }

@@ -3,24 +3,25 @@
 //! `Transfer-Encoding` is one too, but it is left alone here: it tells Pingora how to frame the body on the other side,
 //! and Pingora takes it off or puts it on to suit the protocol spoken there.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    UPGRADE,
-];
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // One look at each header that is there is cheaper than asking for each of these by its hash.
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "http2-settings"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "upgrade"
+    )
+}
 
 /// A `Connection` header that names one of these is an attack or a mistake: without them the message would mean
 /// something else to the next hop than it meant here.
@@ -59,20 +60,26 @@ pub fn remove_from_response(response: &mut ResponseHeader) {
 
 const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("Upgrade");
 
-/// Most messages have none of these or a plain `Connection`, for which the list allocates nothing.
+/// Most messages have none of these or a plain `Connection`.
 fn to_remove(headers: &HeaderMap, keep_upgrade: bool) -> Vec<HeaderName> {
-    let present = |name: &HeaderName| headers.contains_key(name);
-    let nominated = headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
-        .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
-        .filter(|name| !END_TO_END.contains(name));
-    HOP_BY_HOP
-        .into_iter()
-        .chain(nominated)
-        .filter(|name| present(name) && !(keep_upgrade && name == UPGRADE))
-        .collect()
+    let mut names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_hop_by_hop(name))
+        .cloned()
+        .collect();
+    if names.contains(&CONNECTION) {
+        let nominated = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+            .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+            .filter(|name| headers.contains_key(name) && !END_TO_END.contains(name));
+        names.extend(nominated);
+    }
+    if keep_upgrade {
+        names.retain(|name| name != UPGRADE);
+    }
+    names
 }
 
 #[cfg(test)]

@@ -40,9 +40,9 @@ struct Entry {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found {
     pub spot: Spot,
-    /// How many steps of the path lead to what is written. Fewer than all when a short form is written (`proxy: app` has no
-    /// `proxy.pool`): then the rest of the path would name what nobody can find.
-    pub written: usize,
+    /// The path without the steps that nobody can find, because a short form is written: one value instead of a list of
+    /// one (`hosts: a` has no `hosts[0]`), or a word instead of a map (`proxy: app` has no `proxy.pool`).
+    pub written: KeyPath,
 }
 
 impl Places {
@@ -73,53 +73,48 @@ impl Places {
     fn walk(&self, path: &KeyPath, on_key: bool, again: bool) -> Option<Found> {
         let mut node = self.nodes.first()?;
         let mut key: Option<Spot> = None;
+        let mut written = KeyPath::default();
         for (taken, step) in path.0.iter().enumerate() {
-            match (step, &node.children) {
+            let held = match (step, &node.children) {
                 (Step::Key(name), Children::Map(entries)) => {
                     let mut named = entries.iter().filter(|entry| entry.key == *name);
                     let entry = match again && taken + 1 == path.0.len() {
                         true => named.next_back(),
                         false => named.next(),
                     };
-                    let Some(entry) = entry.or_else(|| self.merged(entries, name)) else {
-                        let spot = key.unwrap_or(node.spot);
-                        return Some(Found {
-                            spot,
-                            written: path.0.len(),
-                        });
-                    };
-                    key = Some(entry.spot);
-                    node = self.nodes.get(entry.value)?;
+                    let entry = entry.or_else(|| self.merged(entries, name));
+                    entry.map(|entry| (Some(entry.spot), entry.value))
                 }
                 (Step::Index(index), Children::List(items)) => {
-                    let Some(item) = items.get(*index) else {
-                        let spot = key.unwrap_or(node.spot);
-                        return Some(Found {
-                            spot,
-                            written: path.0.len(),
-                        });
-                    };
-                    key = None;
-                    node = self.nodes.get(*item)?;
+                    items.get(*index).map(|item| (None, *item))
                 }
+                // the one value of a list that is not written as one
+                (Step::Index(0), _) => continue,
                 _ => {
-                    return Some(Found {
-                        spot: node.spot,
-                        written: taken,
-                    });
+                    let spot = node.spot;
+                    return Some(Found { spot, written });
                 }
-            }
+            };
+            let Some((its_key, value)) = held else {
+                let spot = key.unwrap_or(node.spot);
+                written.0.extend_from_slice(&path.0[taken..]);
+                return Some(Found { spot, written });
+            };
+            written.0.push(step.clone());
+            key = its_key;
+            node = self.nodes.get(value)?;
         }
         let starts_below = key.is_some_and(|key| node.spot.line > key.line)
             && !matches!(node.children, Children::None);
-        let spot = match key {
-            Some(key) if on_key || starts_below || node.spot.length == 0 => key,
+        let spot = match (key, &node.children) {
+            (Some(key), _) if on_key || starts_below || node.spot.length == 0 => key,
+            // a block in a list has nothing to mark but the key that it begins with
+            (None, Children::Map(entries)) if node.spot.length == 0 => {
+                entries.first().map_or(node.spot, |entry| entry.spot)
+            }
             _ => node.spot,
         };
-        Some(Found {
-            spot,
-            written: path.0.len(),
-        })
+        Some(Found { spot, written })
     }
 
     /// The entry that a merge key (`<<`) brings into a map.
@@ -265,6 +260,9 @@ pools:
   copy: *app
   flow: [a, \"b\\tc\", { d: 1 }]
   app: again
+blocks:
+  - one: 1
+    two: 2
 ";
 
     /// The text under the mark.
@@ -313,6 +311,7 @@ pools:
         assert_eq!(at("pools/app/backends", false), "3:5:backends");
         assert_eq!(at("pools/app/empty", false), "7:5:empty");
         assert_eq!(at("pools", false), "1:1:pools");
+        assert_eq!(at("blocks/0", false), "18:5:one");
     }
 
     #[test]
@@ -327,17 +326,29 @@ pools:
     }
 
     #[test]
-    fn a_step_into_a_short_form_is_dropped() {
+    fn steps_into_a_short_form_are_dropped() {
         let places = Places::of(TEXT);
-        let found = places
-            .find(&read("pools/app/backends/0/addr"), false)
-            .unwrap();
-        assert_eq!(
-            (show(found.spot), found.written),
-            ("4:9:127.0.0.1:9001".to_owned(), 4)
-        );
-        let found = places.find(&read("pools/more/keepalive/0"), false).unwrap();
-        assert_eq!((show(found.spot), found.written), ("10:16:5".to_owned(), 3));
+        for (path, written, mark) in [
+            (
+                "pools/app/backends/0/addr",
+                "pools/app/backends/0",
+                "4:9:127.0.0.1:9001",
+            ),
+            ("pools/more/keepalive/0", "pools/more/keepalive", "10:16:5"),
+            (
+                "pools/app/0/health/0/tcp",
+                "pools/app/health/tcp",
+                "6:20:{}",
+            ),
+            ("pools/0/more/0", "pools/more", "8:3:more"),
+            ("pools/more/0/none/1", "pools/more/none/1", "8:3:more"),
+        ] {
+            let found = places.find(&read(path), false).unwrap();
+            assert_eq!(
+                (show(found.spot).as_str(), found.written),
+                (mark, read(written))
+            );
+        }
     }
 
     #[test]

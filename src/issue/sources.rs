@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::places::Places;
-use super::{Issue, KeyPath, Place, Spot, Step};
+use super::{Issue, KeyPath, LeftOut, Place, Spot, Step};
 
-/// The files that a document was read from, and where each key stands in them.
+/// The files that a document was read from, where each key stands in them, and what of them was left out.
 ///
 /// Which file holds a key is known at once; where in the file is found out when the first issue asks for it.
 #[derive(Debug, Default)]
@@ -16,6 +16,7 @@ pub struct Sources {
     /// The top-level keys that stand in an included file, or of which entries do.
     sections: HashMap<String, Section>,
     filled: HashMap<KeyPath, Filled>,
+    left_out: LeftOut,
 }
 
 #[derive(Debug)]
@@ -82,6 +83,16 @@ impl Sources {
         self.filled.insert(path, Filled { text, written });
     }
 
+    /// Notes what was left out: from now on, the paths of issues are those in what was read.
+    pub fn leave_out(&mut self, left_out: LeftOut) {
+        self.left_out = left_out;
+    }
+
+    /// What was left out, because it is wrong and reported.
+    pub fn left_out(&self) -> &LeftOut {
+        &self.left_out
+    }
+
     /// The place of the file as a whole.
     pub fn whole(&self, file: usize) -> Option<Place> {
         let file = self.files.get(file)?;
@@ -109,7 +120,7 @@ impl Sources {
         };
         match file.places().find(&issue.path, issue.on_key) {
             Some(found) => {
-                issue.path.0.truncate(found.written);
+                issue.path = found.written;
                 issue.place = Some(file.place(found.spot));
             }
             None => {
@@ -145,15 +156,20 @@ impl Sources {
         }
     }
 
-    /// Gives an issue its place, unless it has one, and takes filled-in text out of its message.
-    pub(super) fn locate(&self, issue: &mut Issue) {
+    /// Gives an issue its place, unless it has one, and takes filled-in text out of its message. False if it only
+    /// follows from what was left out.
+    pub(super) fn locate(&self, issue: &mut Issue) -> bool {
+        let found_later = issue.place.is_none();
+        if found_later {
+            issue.path = self.left_out.written(&issue.path);
+            self.locate_in(self.index(&issue.path), issue);
+        }
+        // after that, because only now the path is the one that is written
         if let Some(filled) = self.filled.get(&issue.path) {
             issue.message = filled.hidden(&issue.message);
             issue.hint = issue.hint.as_deref().map(|hint| filled.hidden(hint));
         }
-        if issue.place.is_none() {
-            self.locate_in(self.index(&issue.path), issue);
-        }
+        !(found_later && self.left_out.explains(&issue.path))
     }
 
     /// Where in the order of files `path` comes.

@@ -12,8 +12,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use crate::value::from_text;
+
 /// Connections that the kernel may hold before they are accepted; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
+
+const EXPECTED: &str = "an address such as `0.0.0.0:8080`, `[::]:8080`, `:8080` or `unix:/path`";
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,12 +48,9 @@ impl FromStr for Bind {
                 )),
             };
         }
-        text.parse().map(Bind::Tcp).map_err(|_| {
-            format!(
-                "expected an address such as `0.0.0.0:8080`, `[::]:8080`, `:8080` or `unix:/path`, \
-                 found `{text}`"
-            )
-        })
+        text.parse()
+            .map(Bind::Tcp)
+            .map_err(|_| format!("expected {EXPECTED}, found `{text}`"))
     }
 }
 
@@ -66,9 +67,7 @@ impl fmt::Display for Bind {
 
 impl<'de> Deserialize<'de> for Bind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bind, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        from_text(deserializer, EXPECTED)
     }
 }
 

@@ -15,6 +15,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::HeaderMap;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::tls::SslStream;
@@ -25,6 +26,7 @@ use tokio::io::AsyncReadExt;
 
 use super::stream::{ClientStream, Connection, Slot, Socket};
 use super::{Listener, TlsFacts};
+use crate::http::forwarded;
 
 /// For the first request's header to arrive, and for the rest of any header once it began (nginx:
 /// `client_header_timeout`).
@@ -76,7 +78,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             local,
             listener: listener.name.clone(),
             tls: None,
+            forwarded_for: None,
         };
+        connection.forwarded_for =
+            forwarded::forwarded_for(connection.peer_ip(), &HeaderMap::new(), false);
         let client = ClientStream::new(socket, peer, Slot::take(&self.open));
         let (stream, head) = match &listener.tls {
             Some(acceptor) => {

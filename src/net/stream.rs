@@ -5,7 +5,7 @@
 //! segment and one system call; the buffer is given back as soon as it is empty.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
@@ -39,6 +40,8 @@ pub struct Connection {
     pub listener: Arc<str>,
     /// What the TLS handshake agreed on; `None` on a plain connection.
     pub tls: Option<TlsFacts>,
+    /// The `X-Forwarded-For` of requests from here when nobody stands in between.
+    pub forwarded_for: Option<HeaderValue>,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +54,11 @@ pub struct TlsFacts {
 }
 
 impl Connection {
+    /// The address of the other end, IPv4 as such even on a socket for both.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer.map(|peer| peer.ip().to_canonical())
+    }
+
     /// The connection that a session's digest belongs to.
     pub fn of(digest: Option<&pingora::protocols::Digest>) -> Option<Arc<Connection>> {
         let facts = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;

@@ -165,7 +165,9 @@ impl ProxyHttp for Weir {
         let trusted = x.is_trusted();
         crate::handler::proxy::prepare(&x.cx, session.req_header(), upstream, trusted)?;
         let chain = x.chain();
-        chain.upstream(&x.cx, session.req_header(), upstream, SystemTime::now());
+        if !chain.is_empty() {
+            chain.upstream(&x.cx, session.req_header(), upstream, SystemTime::now());
+        }
         Ok(())
     }
 
@@ -308,7 +310,7 @@ fn authority(request: &RequestHeader) -> Option<&[u8]> {
 
 /// The client's address: the peer, or whom a trusted proxy names.
 fn client(request: &RequestHeader, cx: &Cx, snapshot: &Snapshot) -> Option<std::net::IpAddr> {
-    let peer = cx.connection.peer.map(|peer| peer.ip().to_canonical());
+    let peer = cx.connection.peer_ip();
     if snapshot.trusted_proxies.is_empty() {
         return peer;
     }
@@ -330,9 +332,15 @@ async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
         return None;
     };
     let route = route.clone();
-    let wall = SystemTime::now();
-    let outcome = match route.chain.request(&mut x.cx, request, wall).await {
-        Flow::Continue => act(&route, request, x, wall).await,
+    let flow = match route.chain.is_empty() {
+        true => Flow::Continue,
+        false => {
+            let wall = SystemTime::now();
+            route.chain.request(&mut x.cx, request, wall).await
+        }
+    };
+    let outcome = match flow {
+        Flow::Continue => act(&route, request, x),
         Flow::Reply(reply) => Ok(Some(reply)),
         Flow::Fail(failure) => Err(failure),
     };
@@ -342,17 +350,16 @@ async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
     })
 }
 
-async fn act(
+fn act(
     route: &Route,
     request: &RequestHeader,
     x: &Exchange,
-    wall: SystemTime,
 ) -> std::result::Result<Option<Reply>, Failure> {
-    let view = View {
+    let view = || View {
         cx: &x.cx,
         request,
         response: None,
-        wall,
+        wall: SystemTime::now(),
     };
     match &route.handler {
         // Told here, before a backend is chosen, the client keeps its connection.
@@ -360,15 +367,11 @@ async fn act(
         Handler::Proxy(_) => Ok(None),
         Handler::Files(files) => {
             let (method, headers) = (&request.method, &request.headers);
-            Ok(Some(files.serve(
-                method,
-                headers,
-                &x.cx.path,
-                request.uri.query(),
-            )))
+            let reply = files.serve(method, headers, &x.cx.path, request.uri.query());
+            Ok(Some(reply))
         }
-        Handler::Redirect(redirect) => redirect.reply(&view).map(Some),
-        Handler::Respond(respond) => respond.reply(&view).map(Some),
+        Handler::Redirect(redirect) => redirect.reply(&view()).map(Some),
+        Handler::Respond(respond) => respond.reply(&view()).map(Some),
         Handler::Status => Ok(Some(status::reply(&x.snapshot))),
     }
 }
@@ -377,7 +380,7 @@ impl Exchange {
     /// Whether the peer may say whom it speaks for.
     fn is_trusted(&self) -> bool {
         let ranges = &self.snapshot.trusted_proxies;
-        let peer = self.cx.connection.peer.map(|peer| peer.ip().to_canonical());
+        let peer = self.cx.connection.peer_ip();
         !ranges.is_empty()
             && peer.is_some_and(|peer| ranges.iter().any(|range| range.contains(peer)))
     }

@@ -30,7 +30,9 @@ pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Repl
 pub(super) fn finish_header(request: &RequestHeader, head: &mut ResponseHeader, x: &Exchange) {
     // As nginx: what software a backend runs is nobody's business. A `headers` policy can say otherwise.
     set_server(head);
-    x.chain().response(&x.cx, request, head, SystemTime::now());
+    if !x.chain().is_empty() {
+        x.chain().response(&x.cx, request, head, SystemTime::now());
+    }
 }
 
 pub(super) fn set_server(head: &mut ResponseHeader) {

@@ -140,7 +140,7 @@ impl Config {
             return None;
         }
         let mut complete = true;
-        let mut written = HashMap::new();
+        let mut written = HashSet::new();
         let mut places: Vec<Place> = Vec::new();
         let mut taken = HashSet::new();
         for (i, Short(config)) in self.backends.iter().enumerate() {
@@ -149,11 +149,12 @@ impl Config {
                 complete = false;
                 continue;
             };
-            if let Some(first) = written.insert(backend.address.clone(), i) {
+            if !written.insert(backend.address.clone()) {
                 let message = format!("`{}` is listed twice", config.addr);
-                issues.error(&at.key("addr"), message).hint(format!(
-                    "it is `backends[{first}]` already; a `weight` there gives it more requests"
-                ));
+                // not by its index: those before it may have been left out
+                issues
+                    .error(&at.key("addr"), message)
+                    .hint("a `weight` at the first gives it more requests");
                 complete = false;
                 continue;
             }

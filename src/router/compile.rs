@@ -11,7 +11,7 @@ use super::{Route, Router, Site};
 use crate::build::Build;
 use crate::filter::{Chain, Filters};
 use crate::issue::At;
-use crate::value::{pattern, suggest};
+use crate::value::{hint, pattern};
 
 impl Router {
     /// The router of the document whose root is `root`; `sites` come in written order.
@@ -83,11 +83,11 @@ impl config::Site {
                     b.error(&at.index(i), format!("listener `{name}` is given twice"));
                 }
                 Some(index) => indices.push(index),
+                None if b.is_left_out("listeners", name) => {}
                 None => {
-                    let hint = match suggest(name, known.iter().copied()) {
-                        Some(meant) => format!("did you mean `{meant}`?"),
-                        None => format!("listeners are: {}", known.join(", ")),
-                    };
+                    let left_out = b.sources.left_out().names_in("listeners");
+                    let known = known.iter().copied().chain(left_out);
+                    let hint = hint(name, "listeners are", known);
                     b.error(&at.index(i), format!("no listener named `{name}`"))
                         .hint(hint);
                 }
@@ -186,9 +186,11 @@ impl config::Route {
         if let Some(PathRule::Regex(regex)) = &path {
             b.captures = pattern::capture_names(regex).collect();
         }
+        b.captures_unknown = path.is_none();
         let chain = self.filters.compile(at, site, b);
         let handler = self.actions.compile(at, b);
         b.captures.clear();
+        b.captures_unknown = false;
         Some(Route {
             name: name.into(),
             path: path?,

@@ -219,7 +219,7 @@ fn mistakes_are_reported_at_their_places() {
         ),
         (
             "{ hosts: a, listeners: [htp], routes: [respond: x] }",
-            "sites.a.listeners[0]: no listener named `htp` (did you mean `http`?)",
+            "sites.a.listeners[0]: no listener named `htp` (did you mean `http`? listeners are: http, https)",
         ),
         (
             "{ hosts: a, listeners: [], routes: [respond: x] }",
@@ -289,6 +289,11 @@ fn mistakes_are_reported_at_their_places() {
         (
             "{ hosts: a, request_id: { header: 'x y' }, routes: [{ match: { path: /a }, respond: x }, respond: x] }",
             "sites.a.request_id.header: `x y` is not a header name",
+        ),
+        // nobody knows what a wrong regex captures
+        (
+            "{ hosts: a, routes: [{ match: { regex: '^/(?<zz>' }, respond: $zz }, respond: x] }",
+            "sites.a.routes[0].match.regex: not a regular expression",
         ),
         // the groups of one route's regex mean nothing in the next
         (

@@ -13,6 +13,7 @@ use crate::issue::{At, Issues, Sources};
 use crate::net::{Bind, Listener, Listeners};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
+use crate::value::OneOrMany;
 
 const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
 const DEFAULT_UPGRADE_SOCK: &str = "/tmp/weir_upgrade.sock";
@@ -39,12 +40,9 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
     let boot = boot(config, b);
     let log = config.log.compile(&root.key("log"), b);
     let pools = pools(config, previous, b);
-    b.set_pools(
-        pools
-            .iter()
-            .map(|(name, pool)| (name.clone(), pool.clone()))
-            .collect(),
-    );
+    let by_name = config.pools.keys();
+    let by_name = by_name.map(|name| (name.clone(), pools.get(name).cloned()));
+    b.set_pools(by_name.collect());
     distinct_binds(config, b);
     let (companion, statics) = companion(config, b);
     let names: Vec<&str> = config.listeners.keys().map(String::as_str).collect();
@@ -56,8 +54,9 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
     let mut certificates = Certificates::new(previous);
     certificates.of_sites(config, b);
     let (edge, resolvers) = edge(config, &router, &mut certificates, previous, b);
-    if config.listeners.is_empty() && config.statics.is_empty() {
-        b.error(&root, "there is nothing to listen on")
+    let listens = !config.listeners.is_empty() || !config.statics.is_empty();
+    if !listens && b.is_whole("listeners") && b.is_whole("static") {
+        b.error(&root.key("listeners"), "there is nothing to listen on")
             .hint("give at least one listener: `listeners: { http: { bind: \":8080\" } }`");
     }
     unused_pools(config, b);
@@ -232,7 +231,7 @@ fn edge(
             acceptor = make_acceptor(settings, before, &at, b);
             let fallback = certificates.of_listener(tls, &at, b);
             let sites = certificates.sites.clone();
-            if fallback.is_empty() && sites.is_empty() {
+            if no_certificate(config, tls) && b.is_whole("sites") {
                 b.error(&at, "there is no certificate to show on this listener").hint(
                     "give `certificates` here, or `tls: { cert, key }` or `tls: { self_signed: true }` \
                      in a site",
@@ -258,6 +257,16 @@ fn edge(
         );
     }
     (listeners, resolvers)
+}
+
+/// Whether none is written; what is wrong with one that is written is told elsewhere.
+fn no_certificate(config: &Config, listener: &tls::ListenerConfig) -> bool {
+    let none = |list: &OneOrMany<tls::Config>| list.0.is_empty();
+    none(&listener.certificates)
+        && config
+            .sites
+            .values()
+            .all(|site| site.tls.as_ref().is_none_or(none))
 }
 
 /// The acceptor that runs, if its settings are still the same: clients can resume their sessions with it.

@@ -7,19 +7,45 @@ use std::sync::Arc;
 
 use super::{Boot, Live, Plan, Snapshot, compile};
 use crate::config::{Config, load};
-use crate::issue::{At, Issues};
+use crate::issue::{At, Issues, Sources};
+
+/// A file that can be run.
+pub struct Loaded {
+    pub plan: Plan,
+    /// What is hardly meant in it.
+    pub warnings: Issues,
+    /// The files that it consists of.
+    pub sources: Sources,
+}
 
 /// Loads and compiles a file, on top of what runs if something does.
 ///
 /// # Errors
-/// All that is wrong in the file, located.
-pub fn load(file: &Path, previous: Option<&Snapshot>) -> Result<(Plan, Issues), Issues> {
-    let (config, sources) = load::load::<Config>(file);
-    let (plan, mut issues) = compile(&config?, &sources, previous);
-    issues.locate(&sources);
+/// All that is wrong in the file, located. Where single values are wrong, the rest is compiled all the same, so that
+/// nobody learns of a missing certificate only after an unknown key is gone. Warnings wait until there is no error.
+pub fn load(file: &Path, previous: Option<&Snapshot>) -> Result<Loaded, Issues> {
+    let load::Reading {
+        document,
+        mut issues,
+        sources,
+    } = load::load::<Config>(file);
+    let mut plan = None;
+    if let Some(config) = document {
+        let (compiled, found) = compile(&config, &sources, previous);
+        plan = compiled;
+        issues.append(found);
+        issues.locate(&sources);
+    }
     match plan {
-        Some(plan) if !issues.has_errors() => Ok((plan, issues)),
-        _ => Err(issues),
+        Some(plan) if !issues.has_errors() => Ok(Loaded {
+            plan,
+            warnings: issues,
+            sources,
+        }),
+        _ => {
+            issues.only_errors();
+            Err(issues)
+        }
     }
 }
 
@@ -43,12 +69,16 @@ impl Reloader {
         &self.live
     }
 
-    /// The next snapshot, ready to go live. Reads files and looks names up: blocks.
+    /// The next snapshot, ready to go live, and warnings. Reads files and looks names up: blocks.
     ///
     /// # Errors
-    /// All that is wrong in the file, and keys that only a new process can take.
+    /// All that is wrong in the file, or keys that only a new process can take.
     pub fn prepare(&self) -> Result<(Snapshot, Issues), Issues> {
-        let (plan, issues) = load(&self.file, Some(&self.live.load()))?;
+        let Loaded {
+            plan,
+            warnings,
+            sources,
+        } = load(&self.file, Some(&self.live.load()))?;
         let mut refused = Issues::default();
         for key in self.boot.differences(&plan.boot) {
             refused
@@ -56,9 +86,9 @@ impl Reloader {
                 .hint("start the new process with `weir -u -d`, then send QUIT to this one");
         }
         if refused.has_errors() {
-            Err(refused)
-        } else {
-            Ok((plan.snapshot, issues))
+            refused.locate(&sources);
+            return Err(refused);
         }
+        Ok((plan.snapshot, warnings))
     }
 }

@@ -34,7 +34,7 @@ use serde::de::{Deserializer, Error, Visitor};
 
 /// Deserializes a type that is written as text. Anything else, a bare number above all, is refused by naming what
 /// was `expected`.
-fn from_text<'de, T, D>(deserializer: D, expected: &'static str) -> Result<T, D::Error>
+pub(crate) fn from_text<'de, T, D>(deserializer: D, expected: &'static str) -> Result<T, D::Error>
 where
     T: FromStr<Err = String>,
     D: Deserializer<'de>,
