@@ -118,7 +118,7 @@ fn listeners_come_and_go() {
 
 #[test]
 fn what_only_a_new_process_can_take_is_refused_as_a_whole() {
-    let setup = Setup::new().allow("reload failed").allow("weir.yaml");
+    let setup = Setup::new().allow("reload failed").allow("cannot change");
     let weir = setup.start(&responds("old"));
     let said = weir.reload_in_vain(&(responds("new") + "threads: 1\n"));
     let line = said

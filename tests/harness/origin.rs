@@ -3,10 +3,11 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
@@ -16,10 +17,14 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::message::{Framing, Head, Headers};
 use super::port::Port;
 use super::runtime;
+use super::wait::{PATIENCE, eventually};
 use super::websocket::{self, Frame};
 
 /// Every origin answers this path by its state of health, whatever else it does.
 pub const HEALTH_PATH: &str = "/healthz";
+
+/// How long an application takes to accept a WebSocket.
+const THOUGHT: Duration = Duration::from_millis(20);
 
 /// What an origin does with each request.
 #[derive(Clone, Debug)]
@@ -42,8 +47,10 @@ pub enum Behaviour {
     Big(u64),
     /// Takes a body of any size and answers with its length.
     Sink,
-    /// Accepts an upgrade and sends each frame back.
+    /// Accepts an upgrade, and then sends each frame back.
     WebSocket,
+    /// As `WebSocket`, but accepts at once, without the time that an application takes to think.
+    EagerWebSocket,
 }
 
 /// A request as it arrived.
@@ -162,9 +169,12 @@ impl Origin {
 
     /// Closes the listening socket and all connections: connecting is refused from now on.
     pub fn kill(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-            let _ = runtime().block_on(task); // cancelled, as it should be
+        let Some(task) = self.task.take() else { return };
+        task.abort();
+        let _ = runtime().block_on(task); // cancelled, as it should be
+        if let Address::Tcp(address) = self.address {
+            // a process that another test starts just now holds a copy of the socket from its fork to its exec
+            eventually(PATIENCE, || TcpStream::connect(address).is_err());
         }
     }
 
@@ -342,7 +352,10 @@ impl Conversation {
             Behaviour::Steps(count) => self.write_steps(count).await?,
             Behaviour::Close | Behaviour::CloseAtOnce => return Ok(false),
             Behaviour::Big(length) => self.write_big(length).await?,
-            Behaviour::WebSocket => {
+            Behaviour::WebSocket | Behaviour::EagerWebSocket => {
+                if matches!(behaviour, Behaviour::WebSocket) {
+                    tokio::time::sleep(THOUGHT).await;
+                }
                 self.echo_frames(&head).await?;
                 return Ok(false);
             }
