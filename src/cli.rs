@@ -130,6 +130,8 @@ fn default_file() -> Option<PathBuf> {
 }
 
 fn run(file: PathBuf, how: How) -> ExitCode {
+    // The background process leaves this folder; all paths in the file are relative to the file's own.
+    let file = std::path::absolute(&file).unwrap_or(file);
     let loaded = match reload::load(&file, None) {
         Ok(loaded) => loaded,
         Err(issues) => return refuse(&issues),

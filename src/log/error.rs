@@ -208,6 +208,7 @@ fn logger(settings: &Settings, environment: Option<&str>, output: &Output) -> Lo
             .filter_module("pingora", pingora_level(settings.level))
             .filter_module("pingora_proxy", told_by_weir(settings.level))
             .filter_module("pingora_core::apps", told_by_weir(settings.level))
+            .filter_module("pingora_core::connectors", told_by_weir(settings.level))
             .filter_module("pingora_load_balancing", told_by_weir(settings.level)),
     };
     builder.target(Target::Pipe(Box::new(output.clone())));
@@ -232,7 +233,7 @@ fn pingora_level(level: LevelFilter) -> LevelFilter {
     }
 }
 
-/// What weir reports itself, with what it knows of it: failed requests, members that go up or down. And what clients do
+/// What weir reports itself, with what it knows of it: failed requests and connections, members that go up or down. And what clients do
 /// to themselves (they hang up in the middle of a header, or speak no HTTP/2 after all), which is no error of weir.
 fn told_by_weir(level: LevelFilter) -> LevelFilter {
     match level {
@@ -380,9 +381,9 @@ mod tests {
         let info = at(Level::Info);
         assert!(allows(&info, "weir::pool", Severity::Info));
         assert!(!allows(&info, "pingora_core::server", Severity::Info));
-        assert!(allows(&info, "pingora_core::connectors", Severity::Warn));
+        assert!(allows(&info, "pingora_core::server", Severity::Warn));
         let error = at(Level::Error);
-        assert!(!allows(&error, "pingora_core::connectors", Severity::Warn));
+        assert!(!allows(&error, "pingora_core::server", Severity::Warn));
         let debug = at(Level::Debug);
         assert!(allows(&debug, "pingora_core::server", Severity::Debug));
     }

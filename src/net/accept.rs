@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::Listener;
 use super::bind::ListenSocket;
 use super::connection::Shared;
-use super::stream::Socket;
+use super::stream::{Slot, Socket};
 
 /// How long to wait when the process is out of file descriptors: accepting at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ enum Accepting {
 /// When the runtime cannot watch the socket.
 pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
     shared: Arc<Shared<A>>,
-    socket: ListenSocket,
+    socket: &ListenSocket,
     listener: Arc<ArcSwap<Listener>>,
     mut drain: ShutdownWatch,
 ) -> io::Result<()> {
@@ -38,7 +38,7 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
     // A socket that listens on one address tells the local end of its connections.
     let local = socket.local_addr();
     let wildcard = local.is_none_or(|addr| addr.ip().is_unspecified());
-    let fd = OwnedFd::from(socket.into_socket());
+    let fd = OwnedFd::from(socket.try_clone()?.into_socket());
     let accepting = if unix {
         Accepting::Unix(UnixListener::from_std(fd.into())?)
     } else {
@@ -68,10 +68,16 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
             Socket::Tcp(socket) if wildcard => socket.local_addr().ok(),
             _ => local,
         };
-        let serving =
-            shared
-                .clone()
-                .serve(socket, peer, local, listener.load_full(), drain.clone());
+        // Counted before its task first runs: a drain must not overlook it.
+        let slot = Slot::take(&shared.open);
+        let serving = shared.clone().serve(
+            slot,
+            socket,
+            peer,
+            local,
+            listener.load_full(),
+            drain.clone(),
+        );
         pingora_runtime::current_handle().spawn(serving);
     }
 }

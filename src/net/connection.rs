@@ -66,6 +66,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
     /// Serves one accepted connection until it ends.
     pub(super) async fn serve(
         self: Arc<Self>,
+        slot: Slot,
         socket: Socket,
         peer: Option<SocketAddr>,
         local: Option<SocketAddr>,
@@ -82,7 +83,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         };
         connection.forwarded_for =
             forwarded::forwarded_for(connection.peer_ip(), &HeaderMap::new(), false);
-        let client = ClientStream::new(socket, peer, Slot::take(&self.open));
+        let client = ClientStream::new(socket, peer, slot);
         let (stream, head) = match &listener.tls {
             Some(acceptor) => {
                 let handshake = Box::pin(acceptor.handshake(client));

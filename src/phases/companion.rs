@@ -46,7 +46,7 @@ impl HttpServerApp for Companion {
             Ok(false) => return None,
             Err(e) => {
                 if matches!(e.etype, pingora::ErrorType::InvalidHTTPHeader) {
-                    let _ = session.respond_error(400).await;
+                    send::malformed(&mut session).await;
                 }
                 session.shutdown().await;
                 return None;

@@ -108,6 +108,15 @@ async fn read_chunk(file: Arc<std::fs::File>, at: u64, size: usize) -> Result<By
     Ok(chunk)
 }
 
+/// Refuses what is no HTTP request, of which nothing is known but that.
+pub(super) async fn malformed(session: &mut ServerSession) {
+    let mut head = failure(Failure::BadRequest).head;
+    set_server(&mut head);
+    let _ = head.insert_header(header::CONTENT_LENGTH, 0);
+    // The client may be gone already; there is nobody else to tell.
+    let _ = session.write_error_response(*head, Bytes::new()).await;
+}
+
 /// The answer to a request that weir ended.
 pub(super) fn failure(failure: Failure) -> Reply {
     let status = StatusCode::from_u16(failure.status());

@@ -14,17 +14,28 @@ use tokio::sync::{mpsc, watch};
 
 use crate::net::bind::{Bind, ListenSocket};
 use crate::net::connection::Shared;
-use crate::net::{Listener, Listeners, accept};
+use crate::net::{Listener, accept};
 use crate::runtime::tasks::Tasks;
 use crate::runtime::{Part, Snapshot};
 
 /// Sockets that are open but not yet served, by address.
 pub type Opened = HashMap<Bind, ListenSocket>;
 
-/// What a service is told.
+/// What the tasks of a service are told.
 enum Event {
-    Follow(Change),
+    /// Accept from this socket.
+    Accept(Entrance),
+    /// Run what this snapshot needs beside requests.
+    Follow(Arc<Snapshot>),
     Drain,
+}
+
+/// What an accept loop runs on.
+#[derive(Clone)]
+struct Entrance {
+    socket: Arc<ListenSocket>,
+    listener: Arc<ArcSwap<Listener>>,
+    draining: ShutdownWatch,
 }
 
 /// What a service is told after the live snapshot changed.
@@ -33,7 +44,8 @@ pub struct Change {
     pub opened: Opened,
 }
 
-/// A service, seen from the outside.
+/// A service, seen from the outside. Doors open and close here, at once, so that whoever asks next sees them as they
+/// are to be; the tasks behind them follow.
 #[derive(Clone)]
 pub struct Handle {
     pub part: Part,
@@ -43,9 +55,56 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Opens, changes and closes doors until they are those of the snapshot.
     pub fn follow(&self, change: Change) {
+        let Change {
+            snapshot,
+            mut opened,
+        } = change;
+        let mut doors = self.doors.lock();
+        let mut wanted = HashMap::new();
+        for listener in snapshot.listeners(self.part).values() {
+            let listener = Arc::new(listener.clone());
+            let binds = listener.binds.iter().cloned();
+            wanted.extend(binds.map(|bind| (bind, listener.clone())));
+        }
+        doors.0.retain(|bind, door| {
+            let stays = wanted.contains_key(bind);
+            if !stays {
+                log::info!("no longer listening on {bind}");
+                let _ = door.drain.send(true);
+            }
+            stays
+        });
+        for (bind, listener) in wanted {
+            if let Some(door) = doors.0.get(&bind) {
+                door.listener.store(listener);
+            } else if let Some(socket) = opened.remove(&bind) {
+                log::info!("listening on {bind}");
+                doors.0.insert(bind, self.open(socket, listener));
+            }
+        }
+        self.tell(Event::Follow(snapshot));
+    }
+
+    fn open(&self, socket: ListenSocket, listener: Arc<Listener>) -> Door {
+        let (socket, listener) = (Arc::new(socket), Arc::new(ArcSwap::new(listener)));
+        let (drain, draining) = watch::channel(false);
+        self.tell(Event::Accept(Entrance {
+            socket: socket.clone(),
+            listener: listener.clone(),
+            draining,
+        }));
+        Door {
+            socket,
+            listener,
+            drain,
+        }
+    }
+
+    fn tell(&self, event: Event) {
         // Fails only when the service's runtime is gone, that is, when the process ends.
-        let _ = self.events.send(Event::Follow(change));
+        let _ = self.events.send(event);
     }
 
     /// Connections that are open now.
@@ -70,8 +129,7 @@ impl Handle {
 
     /// Stops accepting and lets every connection finish what it is at.
     pub fn drain(&self) {
-        // As above.
-        let _ = self.events.send(Event::Drain);
+        self.tell(Event::Drain);
         // The sockets close with the last of their holders; those of the accept loops end by this word.
         for (_, door) in self.doors.lock().0.drain() {
             let _ = door.drain.send(true);
@@ -86,19 +144,17 @@ struct Doors(HashMap<Bind, Door>);
 /// One listening socket in use.
 struct Door {
     /// Kept to be handed to the next process.
-    socket: ListenSocket,
+    socket: Arc<ListenSocket>,
     listener: Arc<ArcSwap<Listener>>,
     drain: watch::Sender<bool>,
 }
 
 /// One of weir's two services.
 pub struct ListenerService<A> {
-    name: &'static str,
     part: Part,
     threads: usize,
     tasks_per_socket: usize,
     shared: Arc<Shared<A>>,
-    doors: Arc<Mutex<Doors>>,
     events: mpsc::UnboundedReceiver<Event>,
 }
 
@@ -111,84 +167,36 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
     ) -> (ListenerService<A>, Handle) {
         let (sender, events) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new(app));
-        let doors = Arc::new(Mutex::new(Doors::default()));
         let handle = Handle {
             part,
             events: sender,
-            doors: doors.clone(),
+            doors: Arc::default(),
             open: shared.open.clone(),
         };
-        let name = match part {
-            Part::Edge => "weir",
-            Part::Companion => "weir-static",
+        let service = ListenerService {
+            part,
+            threads,
+            tasks_per_socket,
+            shared,
+            events,
         };
-        (
-            ListenerService {
-                name,
-                part,
-                threads,
-                tasks_per_socket,
-                shared,
-                doors,
-                events,
-            },
-            handle,
-        )
+        (service, handle)
     }
 
-    /// Opens, changes and closes doors until they are those of `listeners`.
-    fn follow(&self, listeners: &Listeners, mut opened: Opened) {
-        let mut doors = self.doors.lock();
-        let mut wanted = HashMap::new();
-        for listener in listeners.values() {
-            let listener = Arc::new(listener.clone());
-            wanted.extend(
-                listener
-                    .binds
-                    .iter()
-                    .map(|bind| (bind.clone(), listener.clone())),
-            );
-        }
-        doors.0.retain(|bind, door| {
-            let stays = wanted.contains_key(bind);
-            if !stays {
-                log::info!("no longer listening on {bind}");
-                let _ = door.drain.send(true);
-            }
-            stays
-        });
-        for (bind, listener) in wanted {
-            if let Some(door) = doors.0.get(&bind) {
-                door.listener.store(listener);
-            } else if let Some(socket) = opened.remove(&bind) {
-                match self.open(socket, listener) {
-                    Ok(door) => {
-                        log::info!("listening on {bind}");
-                        doors.0.insert(bind, door);
-                    }
-                    Err(e) => log::error!("cannot accept on {bind}: {e}"),
-                }
-            }
-        }
-    }
-
-    fn open(&self, socket: ListenSocket, listener: Arc<Listener>) -> std::io::Result<Door> {
-        let listener = Arc::new(ArcSwap::new(listener));
-        let (drain, draining) = watch::channel(false);
+    fn accept(&self, entrance: Entrance) {
         for _ in 0..self.tasks_per_socket {
-            let (shared, socket) = (self.shared.clone(), socket.try_clone()?);
-            let (listener, draining) = (listener.clone(), draining.clone());
+            let (shared, entrance) = (self.shared.clone(), entrance.clone());
             pingora_runtime::current_handle().spawn(async move {
-                if let Err(e) = accept::run(shared, socket, listener, draining).await {
+                let Entrance {
+                    socket,
+                    listener,
+                    draining,
+                } = entrance;
+                if let Err(e) = accept::run(shared, &socket, listener, draining).await {
                     log::error!("cannot accept: {e}");
                 }
             });
         }
-        Ok(Door {
-            socket,
-            listener,
-            drain,
-        })
     }
 }
 
@@ -201,17 +209,22 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for ListenerService<A> {
         _listeners_per_fd: usize,
     ) {
         let mut tasks = Tasks::default();
-        // A drain ends the tasks as well: nothing new will be asked of the backends.
-        while let Some(Event::Follow(change)) = self.events.recv().await {
-            self.follow(change.snapshot.listeners(self.part), change.opened);
-            if self.part == Part::Edge {
-                tasks.follow(&change.snapshot);
+        while let Some(event) = self.events.recv().await {
+            match event {
+                Event::Accept(entrance) => self.accept(entrance),
+                Event::Follow(snapshot) if self.part == Part::Edge => tasks.follow(&snapshot),
+                Event::Follow(_) => {}
+                // Ends the tasks as well: nothing new will be asked of the backends.
+                Event::Drain => return,
             }
         }
     }
 
     fn name(&self) -> &str {
-        self.name
+        match self.part {
+            Part::Edge => "weir",
+            Part::Companion => "weir-static",
+        }
     }
 
     fn threads(&self) -> Option<usize> {

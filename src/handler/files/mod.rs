@@ -112,7 +112,7 @@ impl FromShort for Config {
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Files> {
         if self.root.as_os_str().is_empty() {
-            b.error(at, "missing key `root`");
+            b.error(at, "needs a folder: `root`");
             return None;
         }
         let at_index = at.key("index");

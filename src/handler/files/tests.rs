@@ -728,10 +728,7 @@ fn a_bad_root_is_found_while_loading() {
         error(format!("root: {file}")),
         format!("root: `{file}` is not a folder")
     );
-    assert_eq!(
-        error("root: ''".to_owned()),
-        "root: expected a folder, found an empty string"
-    );
+    assert_eq!(error("root: ''".to_owned()), ": needs a folder: `root`");
 }
 
 #[test]
