@@ -273,6 +273,20 @@ fn schema_describes_the_language() {
 }
 
 #[test]
+fn schema_beside_the_examples_is_that_of_this_version() {
+    let run = Setup::new().run(&["schema"]);
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/weir.schema.json");
+    if std::env::var_os("WEIR_BLESS").is_some() {
+        std::fs::write(kept, &run.stdout).expect("write the schema");
+    }
+    let kept = std::fs::read_to_string(kept).expect("conf/weir.schema.json");
+    assert!(
+        kept == run.stdout,
+        "write it anew: weir schema > conf/weir.schema.json"
+    );
+}
+
+#[test]
 fn environment_and_files_are_put_in() {
     let setup = Setup::new().file("word", "from-file\n");
     let weir = setup.start_site(

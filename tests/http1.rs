@@ -113,15 +113,6 @@ fn garbage_is_a_bad_request_and_ends_the_connection() {
 }
 
 #[test]
-fn bad_request_does_not_tell_what_weir_is_built_of() {
-    let weir = start();
-    let mut connection = weir.connect();
-    connection.send(b"GET\r\n\r\n").expect("send");
-    let answer = connection.read().expect("an answer");
-    assert_eq!(answer.headers.all("server"), ["weir"]);
-}
-
-#[test]
 fn request_without_host_is_a_bad_request() {
     let weir = start();
     let mut connection = weir.connect();

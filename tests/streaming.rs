@@ -103,19 +103,6 @@ fn websocket_frames_pass_both_ways() {
 }
 
 #[test]
-fn backend_that_accepts_an_upgrade_at_once_is_not_too_fast() {
-    let app = Origin::start(Behaviour::EagerWebSocket);
-    let weir = start(&app);
-    for i in 0..100 {
-        let mut connection = open_websocket(&weir);
-        connection.send_frame(&Frame::text("hello")).expect("send");
-        let frame = connection.read_frame();
-        let frame = frame.unwrap_or_else(|error| panic!("WebSocket {i} is closed: {error}"));
-        assert_eq!(frame, Frame::text("hello"));
-    }
-}
-
-#[test]
 fn backend_may_refuse_an_upgrade() {
     let app = Origin::raw("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno");
     let weir = start(&app);

@@ -49,8 +49,6 @@ pub enum Behaviour {
     Sink,
     /// Accepts an upgrade, and then sends each frame back.
     WebSocket,
-    /// As `WebSocket`, but accepts at once, without the time that an application takes to think.
-    EagerWebSocket,
 }
 
 /// A request as it arrived.
@@ -352,10 +350,8 @@ impl Conversation {
             Behaviour::Steps(count) => self.write_steps(count).await?,
             Behaviour::Close | Behaviour::CloseAtOnce => return Ok(false),
             Behaviour::Big(length) => self.write_big(length).await?,
-            Behaviour::WebSocket | Behaviour::EagerWebSocket => {
-                if matches!(behaviour, Behaviour::WebSocket) {
-                    tokio::time::sleep(THOUGHT).await;
-                }
+            Behaviour::WebSocket => {
+                tokio::time::sleep(THOUGHT).await;
                 self.echo_frames(&head).await?;
                 return Ok(false);
             }
