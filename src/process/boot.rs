@@ -37,7 +37,7 @@ pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
     let Plan { boot, snapshot } = plan;
     let background = match how.daemon || boot.daemon {
         true => Some(daemon::fork(
-            boot.error_log.clone(),
+            &boot.error_log,
             boot.working_directory.clone(),
         )?),
         false => None,

@@ -11,19 +11,24 @@ use nix::unistd::{self, ForkResult, Gid, Group, Uid, User};
 
 /// The background process' line to the one that started it, which waits in the foreground.
 ///
-/// Until [`Background::ready`] the background process writes to the terminal, so that whoever started it sees what
-/// goes wrong, and gets the exit status of it.
+/// Until [`Background::ready`] the background process writes errors to the terminal, so that whoever started it sees
+/// what goes wrong, and gets the exit status of it.
 pub struct Background {
     parent: File,
-    output: PathBuf,
+    output: File,
     directory: PathBuf,
 }
 
 /// Forks; returns in the child only. Must be called before any thread exists.
 ///
 /// # Errors
-/// When the process cannot be forked.
-pub fn fork(output: PathBuf, directory: PathBuf) -> anyhow::Result<Background> {
+/// When the process cannot be forked, or the file for output cannot be opened.
+pub fn fork(output: &Path, directory: PathBuf) -> anyhow::Result<Background> {
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(output)
+        .with_context(|| format!("cannot open `{}`", output.display()))?;
     let (ready, parent) = unistd::pipe().context("cannot make a pipe")?;
     #[expect(unsafe_code, reason = "fork(2) has no safe form")]
     // SAFETY: no other thread exists yet, so the child may do anything the parent could.
@@ -36,6 +41,8 @@ pub fn fork(output: PathBuf, directory: PathBuf) -> anyhow::Result<Background> {
         ForkResult::Child => {
             drop(ready);
             unistd::setsid().context("cannot leave the terminal's session")?;
+            // At once: whoever opens standard output from here on (an access log, say) keeps what it is then.
+            unistd::dup2_stdout(&output)?;
             Ok(Background {
                 parent: File::from(parent),
                 output,
@@ -61,18 +68,12 @@ impl Background {
     /// Lets the foreground return, and leaves its terminal and folder.
     ///
     /// # Errors
-    /// When the file for output cannot be opened.
+    /// When there is no such folder.
     pub fn ready(mut self) -> anyhow::Result<()> {
-        let output = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.output)
-            .with_context(|| format!("cannot open `{}`", self.output.display()))?;
         std::env::set_current_dir(&self.directory)
             .with_context(|| format!("cannot change to `{}`", self.directory.display()))?;
         unistd::dup2_stdin(File::open("/dev/null")?)?;
-        unistd::dup2_stdout(&output)?;
-        unistd::dup2_stderr(&output)?;
+        unistd::dup2_stderr(&self.output)?;
         // If the foreground was killed meanwhile there is nobody to tell.
         let _ = self.parent.write_all(b"1");
         Ok(())
