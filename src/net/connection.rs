@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, ready};
@@ -23,6 +23,7 @@ use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
 use tokio::io::AsyncReadExt;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::stream::{ClientStream, Connection, Slot, Socket};
 use super::{Listener, TlsFacts};
@@ -83,6 +84,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         };
         connection.forwarded_for =
             forwarded::forwarded_for(connection.peer_ip(), &HeaderMap::new(), false);
+        let mut patience = Patience::new();
         let client = ClientStream::new(socket, peer, slot);
         let (stream, head) = match &listener.tls {
             Some(acceptor) => {
@@ -97,7 +99,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 (Box::new(stream) as Stream, BytesMut::new())
             }
             None => {
-                let Some((client, head)) = open_plain(client, &listener, &mut drain).await else {
+                let Some((client, head)) =
+                    open_plain(client, &listener, &mut patience, &mut drain).await
+                else {
                     return;
                 };
                 client.identify(Arc::new(connection));
@@ -107,13 +111,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             self.app.process_new(stream, &drain).await;
         } else if listener.protocols.h1 {
-            self.http1(stream, head, drain).await;
+            self.http1(stream, head, patience, drain).await;
         }
     }
 
-    async fn http1(&self, mut stream: Stream, mut head: BytesMut, mut drain: ShutdownWatch) {
+    async fn http1(
+        &self,
+        mut stream: Stream,
+        mut head: BytesMut,
+        mut patience: Patience,
+        mut drain: ShutdownWatch,
+    ) {
         if head.is_empty() {
-            match next_bytes(&mut stream, HEADER_TIMEOUT, &mut drain).await {
+            match next_bytes(&mut stream, HEADER_TIMEOUT, &mut patience, &mut drain).await {
                 Some(bytes) => head = bytes,
                 None => return stream.shutdown().await,
             }
@@ -136,7 +146,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             head = BytesMut::new();
             pipelined = settings.filter(holds_next_request);
             if pipelined.is_none() {
-                match next_bytes(&mut stream, KEEPALIVE_TIMEOUT, &mut drain).await {
+                match next_bytes(&mut stream, KEEPALIVE_TIMEOUT, &mut patience, &mut drain).await {
                     Some(bytes) => head = bytes,
                     None => return stream.shutdown().await,
                 }
@@ -149,13 +159,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
 async fn open_plain(
     client: ClientStream,
     listener: &Listener,
+    patience: &mut Patience,
     drain: &mut ShutdownWatch,
 ) -> Option<(ClientStream, BytesMut)> {
     let mut stream = Box::new(client) as Stream;
-    let mut head = next_bytes(&mut stream, HEADER_TIMEOUT, drain).await?;
+    let mut head = next_bytes(&mut stream, HEADER_TIMEOUT, patience, drain).await?;
     if listener.protocols.h2 {
         while head.len() < PREFACE.len() && PREFACE.starts_with(&head) {
-            head.unsplit(next_bytes(&mut stream, HEADER_TIMEOUT, drain).await?);
+            head.unsplit(next_bytes(&mut stream, HEADER_TIMEOUT, patience, drain).await?);
         }
     }
     let mut client = *stream.into_any().downcast::<ClientStream>().ok()?;
@@ -166,22 +177,55 @@ async fn open_plain(
     Some((client, head))
 }
 
+/// The time limit of a connection's waits. A timer of its own for each wait would be made and thrown away with each
+/// request; this one is looked at when it fires, and then set to what is left.
+struct Patience(Pin<Box<Sleep>>);
+
+impl Patience {
+    fn new() -> Patience {
+        Patience(Box::pin(sleep(HEADER_TIMEOUT)))
+    }
+
+    /// What `wait` comes to, or `None` if it takes longer than `limit`.
+    async fn within<T>(&mut self, limit: Duration, wait: impl Future<Output = T>) -> Option<T> {
+        let deadline = Instant::now() + limit;
+        if self.0.is_elapsed() || self.0.deadline() > deadline {
+            self.0.as_mut().reset(deadline);
+        }
+        let mut wait = pin!(wait);
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut wait => return Some(outcome),
+                () = self.0.as_mut() => {}
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            self.0.as_mut().reset(deadline);
+        }
+    }
+}
+
 /// Parks the connection until its next bytes are there. `None`: it ended, was idle for too long, or is to end.
 async fn next_bytes(
     stream: &mut Stream,
     limit: Duration,
+    patience: &mut Patience,
     drain: &mut ShutdownWatch,
 ) -> Option<BytesMut> {
     let draining = *drain.borrow();
     let limit = if draining { DRAIN_LINGER } else { limit };
     let bytes = tokio::select! {
         biased;
-        bytes = timeout(limit, read_when_ready(stream)) => bytes,
-        _ = drain.changed(), if !draining => {
-            timeout(DRAIN_LINGER, read_when_ready(stream)).await
-        }
+        bytes = patience.within(limit, read_when_ready(stream)) => Some(bytes),
+        _ = drain.changed(), if !draining => None,
     };
-    bytes.ok()?.ok().filter(|bytes| !bytes.is_empty())
+    let bytes = match bytes {
+        Some(bytes) => bytes,
+        None => patience.within(DRAIN_LINGER, read_when_ready(stream)).await,
+    };
+    bytes?.ok().filter(|bytes| !bytes.is_empty())
 }
 
 /// Reads once, with a buffer that exists only while there is something to read.
