@@ -16,7 +16,7 @@ pub(super) fn reload(reloader: &Reloader, services: &[Handle], logs: &Logs) {
         Err(issues) => {
             report(&issues);
             let errors = issues.errors();
-            return log::error!("reload failed: {errors} mistakes in {file}; nothing has changed");
+            return log::error!("reload failed: mistakes in {file}: {errors}; nothing has changed");
         }
     };
     report(&warnings);
