@@ -13,6 +13,8 @@ pub enum Failure {
     NoRoute,
     /// Every member of the pool is down.
     PoolDown,
+    /// Every member of the pool that could be asked has as many requests as it takes.
+    PoolBusy,
     /// No member could be connected to.
     UpstreamConnect,
     UpstreamConnectTimeout,
@@ -37,7 +39,7 @@ impl Failure {
             Failure::BadRequest => 400,
             Failure::NoSite { secure: true } => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
-            Failure::PoolDown => 503,
+            Failure::PoolDown | Failure::PoolBusy => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
             Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
             Failure::ClientClosed => 499,
@@ -58,6 +60,7 @@ impl Failure {
             Failure::NoSite { .. } => "no_site",
             Failure::NoRoute => "no_route",
             Failure::PoolDown => "pool_down",
+            Failure::PoolBusy => "pool_busy",
             Failure::UpstreamConnect => "upstream_connect",
             Failure::UpstreamConnectTimeout => "upstream_connect_timeout",
             Failure::UpstreamReset => "upstream_reset",

@@ -21,7 +21,7 @@ use crate::exchange::cx::Try;
 use crate::exchange::{Cx, Failure};
 use crate::http::{forwarded, hop};
 use crate::issue::At;
-use crate::pool::{InFlight, Pick, Pool, Tried};
+use crate::pool::{Choice, InFlight, Pick, Pool, Tried};
 use crate::value::FromShort;
 
 /// Where to pass the request; `proxy: NAME` is short for `proxy: { pool: NAME }`. nginx: `proxy_pass`.
@@ -78,9 +78,14 @@ impl Proxy {
     ) -> Result<Box<HttpPeer>> {
         let again = std::mem::take(&mut attempts.again);
         if !again {
-            attempts.member = match self.pool.pick(&mut attempts.tried) {
-                Pick::Member(member) => Some(member.begin()),
+            let choice = Choice { now };
+            attempts.member = match self.pool.pick(&choice, &mut attempts.tried) {
+                Pick::Member(member) => Some(member),
                 Pick::Exhausted => None,
+                Pick::Busy => {
+                    cx.failure = Some(Failure::PoolBusy);
+                    None
+                }
                 Pick::Down => {
                     cx.failure = Some(Failure::PoolDown);
                     None

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{SocketAddr as InetAddr, ToSocketAddrs};
+use std::num::NonZeroU32;
 use std::os::unix::net::SocketAddr as UnixAddr;
 use std::path::Path;
 
@@ -22,10 +23,17 @@ pub struct Config {
     /// the file is loaded, and each of its addresses becomes a member of the pool, with this weight. A name that does
     /// not resolve is a warning: the pool goes on without it, or after a reload with the addresses that it had.
     pub addr: String,
-    /// Its share of the requests, in proportion to the other backends, from 1 to 1000. Default 1. nginx: `weight=`.
+    /// Its share of the requests, in proportion to the other backends, from 0 to 1000. Default 1. A backend of weight 0
+    /// stays a member, with health checks, but gets no requests. nginx: `weight=`.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(max = 1000))]
     pub weight: u32,
+    /// Whether it only gets requests that no ordinary backend of the pool can take, because they are all down or full.
+    /// Default `false`. nginx: `backup`.
+    #[serde(default)]
+    pub backup: bool,
+    /// How many requests it takes at a time, counted in this process. Absent: any number. nginx: `max_conns=`.
+    pub max_conns: Option<NonZeroU32>,
 }
 
 fn one() -> u32 {
@@ -37,6 +45,8 @@ impl FromShort for Config {
         Ok(Config {
             addr: text.to_owned(),
             weight: 1,
+            backup: false,
+            max_conns: None,
         })
     }
 }
@@ -49,6 +59,8 @@ impl Config {
         Some(Backend {
             address: address?,
             weight: weight?,
+            backup: self.backup,
+            max_conns: self.max_conns.map(|max| u64::from(max.get())),
         })
     }
 
@@ -85,12 +97,6 @@ impl Config {
                 .hint("weights are proportions: 3000 to 1000 is 3 to 1");
             return None;
         }
-        if self.weight == 0 {
-            issues
-                .error(at, "a backend of weight `0` would get no requests")
-                .hint("leave the backend out");
-            return None;
-        }
         Some(self.weight)
     }
 }
@@ -103,6 +109,8 @@ const HEAVIEST: u32 = 1000;
 pub struct Backend {
     pub address: Address,
     pub weight: u32,
+    pub backup: bool,
+    pub max_conns: Option<u64>,
 }
 
 /// Where a backend listens.

@@ -10,13 +10,12 @@ use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::HeaderValue;
 use http::header::{CONNECTION, HOST, USER_AGENT};
 use http::uri::{Authority, PathAndQuery};
-use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::protocols::l4::socket::SocketAddr;
@@ -30,7 +29,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::balance::SmoothRoundRobin;
+use super::roster::Roster;
+use super::selection::member_of;
 use super::{Expect, Member};
 use crate::issue::{At, Issues};
 use crate::value::{OneOrMany, Span};
@@ -306,27 +306,17 @@ impl fmt::Display for Expected<'_> {
 pub struct Checker {
     pool: Arc<str>,
     checks: Checks,
-    members: Arc<[Arc<Member>]>,
-    balancer: Arc<SmoothRoundRobin>,
-    /// Two members that change at the same time: the one that looks first must not store last.
-    changing: Mutex<()>,
+    roster: Arc<Roster>,
     /// Until Pingora was told which members are down already: see `load_balancer` of the pool.
     replaying: Arc<AtomicBool>,
 }
 
 impl Checker {
-    pub fn new(
-        pool: Arc<str>,
-        checks: Checks,
-        members: Arc<[Arc<Member>]>,
-        balancer: Arc<SmoothRoundRobin>,
-    ) -> Checker {
+    pub fn new(pool: Arc<str>, checks: Checks, roster: Arc<Roster>) -> Checker {
         Checker {
             pool,
             checks,
-            members,
-            balancer,
-            changing: Mutex::new(()),
+            roster,
             replaying: Arc::new(AtomicBool::new(true)),
         }
     }
@@ -346,7 +336,8 @@ impl Checker {
 
     /// What an operator is told when a member has gone up or down.
     fn news(&self, member: &Member) -> (log::Level, String) {
-        let up = self.members.iter().filter(|m| m.health().is_up()).count();
+        let members = self.roster.members();
+        let up = members.iter().filter(|m| m.health().is_up()).count();
         let (level, state) = if member.health().is_up() {
             let probes = probes(self.checks.rise, "passed");
             (log::Level::Info, format!("up ({probes})"))
@@ -360,7 +351,7 @@ impl Checker {
             };
             (level, format!("down: {reason} ({probes})"))
         };
-        let (pool, name, all) = (&self.pool, member.backend(), self.members.len());
+        let (pool, name, all) = (&self.pool, member.backend(), members.len());
         let text = format!("pool {pool}: {name} is {state}; {up} of {all} members up");
         (level, text)
     }
@@ -374,7 +365,7 @@ fn probes(count: u32, which: &str) -> String {
 #[async_trait]
 impl HealthCheck for Checker {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
-        let Some(member) = target.ext.get::<Arc<Member>>() else {
+        let Some(member) = member_of(target) else {
             return Error::e_explain(ErrorType::InternalError, "a backend that is no member");
         };
         if self.replaying.load(Ordering::Relaxed) {
@@ -383,7 +374,7 @@ impl HealthCheck for Checker {
                 false => Error::e_explain(FAILED, "as before the reload"),
             };
         }
-        match self.probe(member).await {
+        match self.probe(&member).await {
             Ok(()) => {
                 member.health().passed();
                 Ok(())
@@ -399,15 +390,13 @@ impl HealthCheck for Checker {
         if self.replaying.load(Ordering::Relaxed) {
             return;
         }
-        let Some(member) = target.ext.get::<Arc<Member>>() else {
+        let Some(member) = member_of(target) else {
             return;
         };
-        let _changing = self.changing.lock();
-        // The only clock in a pool: Pingora's loop brings no time along.
+        // Pingora's loop brings no time along.
         member.health().change(healthy, SystemTime::now());
-        self.balancer
-            .refresh(|index| self.members[index].health().is_up());
-        let (level, text) = self.news(member);
+        self.roster.refresh(Instant::now());
+        let (level, text) = self.news(&member);
         log::log!(target: "weir::health", level, "{text}");
     }
 
@@ -459,20 +448,22 @@ impl Drop for HealthTask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Place;
+    use crate::pool::balance::Balance;
     use pingora::upstreams::peer::PeerOptions;
 
     fn checker(rise: u32, fall: u32) -> Checker {
         let address = |port| SocketAddr::Inet(([127, 0, 0, 1], port).into());
-        let member = |index: usize| {
-            let address = address(9001 + index as u16);
-            Arc::new(Member::new(
-                index,
-                address,
-                "app".into(),
-                1,
-                PeerOptions::new(),
-                0,
-            ))
+        let member = |position: usize| {
+            let place = Place {
+                position,
+                address: address(9001 + position as u16),
+                authority: "app".into(),
+                weight: 1,
+                backup: false,
+                max_conns: None,
+            };
+            Arc::new(Member::new(place, PeerOptions::new(), 0))
         };
         let checks = Checks {
             probe: Probe::Tcp,
@@ -481,15 +472,16 @@ mod tests {
             rise,
             fall,
         };
-        let members: Arc<[Arc<Member>]> = [member(0), member(1)].into();
-        let balancer = Arc::new(SmoothRoundRobin::new([1, 1]));
-        Checker::new("app".into(), checks, members, balancer)
+        let roster = Arc::new(Roster::new(Balance::default()));
+        roster.set_members([member(0), member(1)].into(), Instant::now());
+        Checker::new("app".into(), checks, roster)
     }
 
     #[test]
     fn news_say_what_why_and_how_many_are_left() {
         let checker = checker(2, 3);
-        let (first, second) = (&checker.members[0], &checker.members[1]);
+        let members = checker.roster.members();
+        let (first, second) = (&members[0], &members[1]);
         let change = |member: &Member, up| {
             member.health().failed("connection refused".into());
             member.health().change(up, SystemTime::UNIX_EPOCH);

@@ -11,36 +11,59 @@ use pingora::upstreams::peer::{HttpPeer, PeerOptions, Scheme};
 
 use super::backend;
 
+/// Where a member is, and what the file says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Position of its backend in the file.
+    pub position: usize,
+    pub address: SocketAddr,
+    /// What its backend was written as: `Host` of a request that is meant for this member itself.
+    pub authority: Arc<str>,
+    /// Its share; none when it is 0.
+    pub weight: u32,
+    /// Whether it is for when no ordinary member can serve.
+    pub backup: bool,
+    /// How many requests it takes at a time.
+    pub max_conns: Option<u64>,
+}
+
 /// A place that requests of a pool can go to.
 #[derive(Debug)]
 pub struct Member {
-    index: usize,
+    place: Place,
     name: Arc<str>,
-    authority: Arc<str>,
-    weight: u32,
     peer: HttpPeer,
     health: Health,
-    load: Arc<Load>,
+    kept: Arc<Kept>,
+}
+
+/// What a member keeps over reloads.
+#[derive(Debug, Default)]
+struct Kept {
+    load: Load,
+    /// Set by an operator: what runs may finish, nothing new begins.
+    draining: AtomicBool,
+}
+
+/// Why a member gets no requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Its health checks fail.
+    Down,
+    /// An operator said so.
+    Draining,
+    /// Its weight is 0.
+    Drained,
 }
 
 impl Member {
-    /// `authority` is what its backend was written as; `options` and `group_key` make up the connections to it.
-    pub fn new(
-        index: usize,
-        address: SocketAddr,
-        authority: Arc<str>,
-        weight: u32,
-        options: PeerOptions,
-        group_key: u64,
-    ) -> Member {
+    /// `options` and `group_key` make up the connections to it.
+    pub fn new(place: Place, options: PeerOptions, group_key: u64) -> Member {
         Member {
-            index,
-            name: backend::display_name(&address).into(),
-            authority,
-            weight,
+            name: backend::display_name(&place.address).into(),
             // The constructors of `HttpPeer` would resolve a name here, and panic when they cannot.
             peer: HttpPeer {
-                _address: address,
+                _address: place.address.clone(),
                 scheme: Scheme::HTTP,
                 sni: String::new(),
                 proxy: None,
@@ -48,14 +71,16 @@ impl Member {
                 group_key,
                 options,
             },
+            place,
             health: Health::default(),
-            load: Arc::default(),
+            kept: Arc::default(),
         }
     }
 
-    /// Shares the counters with the member at this address before a reload: its requests are still running.
-    pub fn adopt_load(&mut self, previous: &Member) {
-        self.load = previous.load.clone();
+    /// Goes on with the counters of the member at this address before a reload, whose requests are still running, and
+    /// with what an operator said of it.
+    pub fn adopt(&mut self, previous: &Member) {
+        self.kept = previous.kept.clone();
     }
 
     /// Starts as that member was, and goes its own way from there: the probes of `previous` are about to stop.
@@ -63,9 +88,8 @@ impl Member {
         self.health = previous.health.copy();
     }
 
-    /// Position in its pool.
-    pub fn index(&self) -> usize {
-        self.index
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// The address as in `$upstream_addr`: `127.0.0.1:9001`, `[::1]:9001`, `unix:/run/app.sock`.
@@ -75,15 +99,15 @@ impl Member {
 
     /// `Host` of a request that is meant for this member itself.
     pub fn authority(&self) -> &Arc<str> {
-        &self.authority
+        &self.place.authority
     }
 
     pub fn weight(&self) -> u32 {
-        self.weight
+        self.place.weight
     }
 
     pub fn address(&self) -> &SocketAddr {
-        &self.peer._address
+        &self.place.address
     }
 
     /// How to connect, for Pingora's proxy.
@@ -96,14 +120,43 @@ impl Member {
     }
 
     pub fn load(&self) -> &Load {
-        &self.load
+        &self.kept.load
     }
 
-    /// Counts a request in, for as long as the returned value lives.
-    pub fn begin(self: &Arc<Self>) -> InFlight {
-        self.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.load.requests.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
+    /// Why it gets no requests; `None` when it does.
+    pub fn absence(&self) -> Option<Absence> {
+        if self.kept.draining.load(Ordering::Relaxed) {
+            Some(Absence::Draining)
+        } else if self.place.weight == 0 {
+            Some(Absence::Drained)
+        } else if !self.health.is_up() {
+            Some(Absence::Down)
+        } else {
+            None
+        }
+    }
+
+    pub fn set_draining(&self, draining: bool) {
+        self.kept.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Whether it may take one more request at this moment.
+    pub fn has_room(&self) -> bool {
+        let in_flight = self.load().in_flight();
+        self.place.max_conns.is_none_or(|max| in_flight < max)
+    }
+
+    /// Counts a request in, for as long as the returned value lives; `None` when it is full.
+    pub fn begin(self: &Arc<Self>) -> Option<InFlight> {
+        let load = self.load();
+        let before = load.in_flight.fetch_add(1, Ordering::Relaxed);
+        // From here on it is counted out again, whatever happens.
+        let request = InFlight(self.clone());
+        if self.place.max_conns.is_some_and(|max| max <= before) {
+            return None;
+        }
+        load.requests.fetch_add(1, Ordering::Relaxed);
+        Some(request)
     }
 }
 
@@ -139,7 +192,7 @@ pub struct InFlight(Arc<Member>);
 impl InFlight {
     /// The member did not answer: no connection, or one that broke or fell silent.
     pub fn failed(&self) {
-        self.0.load.failures.fetch_add(1, Ordering::Relaxed);
+        self.0.load().failures.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -153,7 +206,7 @@ impl Deref for InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.load().in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

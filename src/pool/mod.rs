@@ -4,9 +4,9 @@
 //! [`Pool::pick`] and gives Pingora the way to connect to it.
 //!
 //! Membership and health belong to Pingora's [`LoadBalancer`]: it keeps the set of backends, runs the probes and decides
-//! when a member goes up or down. What it decides is written into the order of turns ([`balance`]) once, when it
-//! changes, so that a pick is a step of a cursor, without lock or allocation; `LoadBalancer::select` comes to the same
-//! member by way of a hash set, a hash per candidate and a clone of the backend.
+//! when a member goes up or down. What it decides goes into the [`roster`] once, when it changes, so that a pick takes
+//! no lock and no memory; `LoadBalancer::select` comes to the same member by way of a hash set, a hash per candidate
+//! and a clone of the backend.
 //!
 //! ```yaml
 //! pools:
@@ -23,6 +23,8 @@ pub mod balance;
 pub mod expect;
 pub mod health;
 pub mod member;
+pub mod roster;
+mod selection;
 pub mod status;
 pub mod tried;
 
@@ -34,24 +36,27 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::upstreams::peer::PeerOptions;
 use pingora_load_balancing::discovery::Static;
-use pingora_load_balancing::{Backend, Backends, Extensions, LoadBalancer};
+use pingora_load_balancing::{Backend, Backends, LoadBalancer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::issue::{At, Issues, Sources};
 use crate::value::{Short, Span};
 use backend::Address;
-use balance::{Balance, Selection, SmoothRoundRobin};
+use balance::Balance;
 use health::{Checker, Checks};
+use roster::Roster;
+use selection::{Selection, backend_of};
 
 pub use expect::Expect;
 pub use health::HealthTask;
-pub use member::{InFlight, Member};
+pub use member::{Absence, InFlight, Member, Place};
+pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
 pub use tried::Tried;
 
@@ -172,21 +177,17 @@ impl Config {
                     continue;
                 }
                 places.push(Place {
+                    position: i,
                     address,
                     authority: authority.clone(),
                     weight: backend.weight,
+                    backup: backend.backup,
+                    max_conns: backend.max_conns,
                 });
             }
         }
         complete.then_some(places)
     }
-}
-
-/// Where one member is.
-struct Place {
-    address: SocketAddr,
-    authority: Arc<str>,
-    weight: u32,
 }
 
 /// The addresses of a backend; of a name that does not resolve, those that it had before, so that a name server's bad
@@ -202,9 +203,10 @@ fn resolve(
         Err(error) => error,
     };
     let name = address.authority();
-    let members = previous.map_or(&[] as &[_], |pool| pool.members());
+    let members = previous.map(|pool| pool.members());
     let kept: Vec<SocketAddr> = members
         .iter()
+        .flat_map(|members| members.iter())
         .filter(|member| **member.authority() == *name)
         .map(|member| member.address().clone())
         .collect();
@@ -257,21 +259,10 @@ impl Timeouts {
 pub struct Pool {
     name: Arc<str>,
     config: Config,
-    members: Arc<[Arc<Member>]>,
-    /// What requests choose with.
-    balancer: Arc<SmoothRoundRobin>,
+    /// What requests choose from.
+    roster: Arc<Roster>,
     /// Pingora's side of the pool: membership and health.
     backends: LoadBalancer<Selection>,
-}
-
-/// What [`Pool::pick`] came to.
-#[derive(Debug)]
-pub enum Pick<'a> {
-    Member(&'a Arc<Member>),
-    /// The request has tried every member that is up.
-    Exhausted,
-    /// There is no member that is up to try at all.
-    Down,
 }
 
 impl Pool {
@@ -284,41 +275,31 @@ impl Pool {
         previous: Option<&Arc<Pool>>,
     ) -> Pool {
         let name: Arc<str> = name.into();
-        let before: HashMap<&SocketAddr, &Member> = previous
+        let before = previous.map(|pool| pool.members()).unwrap_or_default();
+        let before: HashMap<&SocketAddr, &Arc<Member>> = before
             .iter()
-            .flat_map(|pool| pool.members())
-            .map(|member| (member.address(), &**member))
+            .map(|member| (member.address(), member))
             .collect();
         let group_key = config.timeouts.group_key();
-        let make = |(index, place): (usize, Place)| {
+        let make = |place: Place| {
             let before = before.get(&place.address);
-            let mut member = Member::new(
-                index,
-                place.address,
-                place.authority,
-                place.weight,
-                options.clone(),
-                group_key,
-            );
+            let mut member = Member::new(place, options.clone(), group_key);
             if let Some(before) = before {
-                member.adopt_load(before);
+                member.adopt(before);
                 // without probes nothing would ever bring it up again
                 if checks.is_some() {
                     member.adopt_health(before);
                 }
             }
-            Arc::new(member)
+            backend_of(&Arc::new(member))
         };
-        let members: Arc<[Arc<Member>]> = places.into_iter().enumerate().map(make).collect();
-        let balancer = SmoothRoundRobin::new(members.iter().map(|member| member.weight()));
-        balancer.refresh(|index| members[index].health().is_up());
-        let balancer = Arc::new(balancer);
+        let members: BTreeSet<Backend> = places.into_iter().map(make).collect();
+        let roster = Arc::new(Roster::new(config.balance.clone()));
         Pool {
-            backends: load_balancer(&name, checks, &members, &balancer),
+            backends: load_balancer(&name, checks, members, &roster),
             name,
             config,
-            members,
-            balancer,
+            roster,
         }
     }
 
@@ -332,26 +313,31 @@ impl Pool {
     }
 
     /// In written order; several for a name with several addresses.
-    pub fn members(&self) -> &[Arc<Member>] {
-        &self.members
+    pub fn members(&self) -> Arc<[Arc<Member>]> {
+        self.roster.members()
     }
 
-    /// The member whose turn it is among those that are up and not in `tried`; it is in there from now on, so that no
+    /// The member for the next try of a request, counted as in flight there. It is in `tried` from now on, so that no
     /// request comes to one member twice.
-    pub fn pick(&self, tried: &mut Tried) -> Pick<'_> {
-        match self.balancer.pick(tried) {
-            Some(index) => {
-                tried.insert(index);
-                Pick::Member(&self.members[index])
-            }
-            None if tried.is_empty() => Pick::Down,
-            None => Pick::Exhausted,
-        }
+    pub fn pick(&self, choice: &Choice, tried: &mut Tried) -> Pick {
+        self.roster.pick(choice, tried)
     }
 
-    /// Whether no member is up.
+    /// Whether no member can be picked, whatever the request.
     pub fn is_down(&self) -> bool {
-        self.balancer.is_empty()
+        self.roster.is_down()
+    }
+
+    /// Lets a member finish what it is at and gives it no more requests, or gives it requests again. Answers whether
+    /// there is a member of that name (see [`Member::backend`]).
+    pub fn set_draining(&self, backend: &str, draining: bool, now: Instant) -> bool {
+        let members = self.roster.members();
+        let Some(member) = members.iter().find(|member| **member.backend() == *backend) else {
+            return false;
+        };
+        member.set_draining(draining);
+        self.roster.refresh(now);
+        true
     }
 
     /// Starts the health checks, if the pool has any; the first round of probes at once. Needs a running tokio runtime.
@@ -369,11 +355,8 @@ impl Pool {
 
     /// Whether the members are at these places.
     fn stands_for(&self, places: &[Place]) -> bool {
-        let members = self.members.iter();
-        members.len() == places.len()
-            && members.zip(places).all(|(member, place)| {
-                *member.address() == place.address && *member.authority() == place.authority
-            })
+        let members = self.members();
+        members.iter().map(|member| member.place()).eq(places)
     }
 }
 
@@ -381,7 +364,7 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("name", &self.name)
-            .field("members", &self.members)
+            .field("members", &self.members())
             .finish_non_exhaustive()
     }
 }
@@ -389,16 +372,14 @@ impl fmt::Debug for Pool {
 fn load_balancer(
     name: &Arc<str>,
     checks: Option<Checks>,
-    members: &Arc<[Arc<Member>]>,
-    balancer: &Arc<SmoothRoundRobin>,
+    members: BTreeSet<Backend>,
+    roster: &Arc<Roster>,
 ) -> LoadBalancer<Selection> {
-    let backends: BTreeSet<Backend> = members.iter().map(backend_of).collect();
-    let backends = Backends::new(Static::new(backends));
-    let mut balancing = LoadBalancer::from_backends_with_config(backends, Some(balancer.clone()));
+    let backends = Backends::new(Static::new(members));
+    let mut balancing = LoadBalancer::from_backends_with_config(backends, Some(roster.clone()));
     balancing.parallel_health_check = true;
     balancing.health_check_frequency = checks.as_ref().map(|checks| checks.interval);
-    let checker =
-        checks.map(|checks| Checker::new(name.clone(), checks, members.clone(), balancer.clone()));
+    let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
     let replaying = checker.as_ref().map(Checker::replaying);
     if let Some(checker) = checker {
         balancing.set_health_check(Box::new(checker));
@@ -413,16 +394,6 @@ fn load_balancer(
         replaying.store(false, Ordering::Relaxed);
     }
     balancing
-}
-
-fn backend_of(member: &Arc<Member>) -> Backend {
-    let mut ext = Extensions::new();
-    ext.insert(member.clone());
-    Backend {
-        addr: member.address().clone(),
-        weight: member.weight() as usize,
-        ext,
-    }
 }
 
 /// The result of a future that waits for nothing.

@@ -53,11 +53,17 @@ fn refused(yaml: &str) -> String {
     }
 }
 
+fn choice() -> Choice {
+    Choice {
+        now: Instant::now(),
+    }
+}
+
 /// The addresses of all members that one request is given.
 fn walk(pool: &Pool) -> Vec<String> {
     let mut tried = Tried::default();
     let mut names = Vec::new();
-    while let Pick::Member(member) = pool.pick(&mut tried) {
+    while let Pick::Member(member) = pool.pick(&choice(), &mut tried) {
         names.push(member.backend().to_string());
     }
     names.sort();
@@ -206,21 +212,22 @@ fn every_form_of_address_is_a_member_in_written_order() {
     let pool = pool(
         "backends: ['127.0.0.1:9001', { addr: '[::1]:9001', weight: 3 }, 'unix:/run/app.sock']",
     );
-    let names: Vec<&str> = pool.members().iter().map(|m| &**m.backend()).collect();
+    let members = pool.members();
+    let names: Vec<&str> = members.iter().map(|m| &**m.backend()).collect();
     assert_eq!(
         names,
         ["127.0.0.1:9001", "[::1]:9001", "unix:/run/app.sock"]
     );
-    let weights: Vec<u32> = pool.members().iter().map(|m| m.weight()).collect();
+    let weights: Vec<u32> = members.iter().map(|m| m.weight()).collect();
     assert_eq!(weights, [1, 3, 1]);
-    assert_eq!(&**pool.members()[2].authority(), "localhost");
+    assert_eq!(&**members[2].authority(), "localhost");
 }
 
 #[test]
 fn a_name_stands_for_all_of_its_addresses() {
     let pool = pool("backends: [{ addr: 'localhost:9001', weight: 2 }]");
     assert!(!pool.members().is_empty());
-    for member in pool.members() {
+    for member in pool.members().iter() {
         let address = member.address().as_inet().expect("an internet address");
         assert!(address.ip().is_loopback() && address.port() == 9001);
         assert_eq!(member.weight(), 2);
@@ -242,7 +249,7 @@ fn a_name_that_does_not_resolve_is_a_warning() {
     assert!(issue.starts_with(expected), "{issue}");
     let (pool, _) = compile("backends: ['no-such-name.invalid:80']", None);
     assert!(matches!(
-        pool.unwrap().pick(&mut Tried::default()),
+        pool.unwrap().pick(&choice(), &mut Tried::default()),
         Pick::Down
     ));
 }
@@ -262,7 +269,6 @@ fn all_mistakes_are_reported_in_one_run() {
             "error: app.health: neither `http` nor `tcp` says what to check",
             "error: app.backends[0].addr: `127.0.0.1` has no port",
             "error: app.backends[2].addr: `127.0.0.1:1` is listed twice",
-            "error: app.backends[3].weight: a backend of weight `0` would get no requests",
             "error: app.backends[3].addr: `0` is not a port",
             "error: app.backends[4].weight: weight `1001` is more than 1000",
         ]
@@ -374,10 +380,58 @@ fn a_request_gets_each_member_once() {
     let pool = pool("backends: ['127.0.0.1:1', '127.0.0.1:2', '127.0.0.1:3']");
     let mut tried = Tried::default();
     for _ in 0..3 {
-        assert!(matches!(pool.pick(&mut tried), Pick::Member(_)));
+        assert!(matches!(pool.pick(&choice(), &mut tried), Pick::Member(_)));
     }
-    assert!(matches!(pool.pick(&mut tried), Pick::Exhausted));
+    assert!(matches!(pool.pick(&choice(), &mut tried), Pick::Exhausted));
     assert_eq!(walk(&pool), ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
+}
+
+#[test]
+fn a_backup_serves_only_when_no_ordinary_member_can() {
+    let pool = pool(
+        "backends: [{ addr: '127.0.0.1:1', backup: true }, { addr: '127.0.0.1:2', max_conns: 1 }]",
+    );
+    let mut tried = Tried::default();
+    let pick = |tried: &mut Tried| match pool.pick(&choice(), tried) {
+        Pick::Member(request) => request,
+        nobody => panic!("{nobody:?}"),
+    };
+    let first = pick(&mut tried);
+    assert_eq!(&**first.backend(), "127.0.0.1:2");
+    // tried already, and full for others
+    assert_eq!(&**pick(&mut tried).backend(), "127.0.0.1:1");
+    assert_eq!(&**pick(&mut Tried::default()).backend(), "127.0.0.1:1");
+    drop(first);
+    assert_eq!(&**pick(&mut Tried::default()).backend(), "127.0.0.1:2");
+}
+
+#[test]
+fn a_full_pool_is_busy_and_has_room_again() {
+    let pool = pool(
+        "backends: [{ addr: '127.0.0.1:1', max_conns: 2 }, { addr: '127.0.0.1:2', weight: 0 }]",
+    );
+    let pick = || pool.pick(&choice(), &mut Tried::default());
+    let (first, second) = (pick(), pick());
+    assert!(matches!(
+        (&first, &second),
+        (Pick::Member(_), Pick::Member(_))
+    ));
+    assert!(matches!(pick(), Pick::Busy));
+    assert_eq!(pool.status().members[0].requests, 2);
+    drop(first);
+    assert!(matches!(pick(), Pick::Member(_)));
+}
+
+#[test]
+fn a_draining_member_gets_nothing_new_over_reloads_too() {
+    let before = pool("backends: ['127.0.0.1:1', '127.0.0.1:2']");
+    assert!(before.set_draining("127.0.0.1:1", true, Instant::now()));
+    assert!(!before.set_draining("127.0.0.1:3", true, Instant::now()));
+    assert_eq!(walk(&before), ["127.0.0.1:2"]);
+    let after = reload("backends: ['127.0.0.1:1', '127.0.0.1:3']", Some(&before));
+    assert_eq!(walk(&after), ["127.0.0.1:3"]);
+    assert!(after.set_draining("127.0.0.1:1", false, Instant::now()));
+    assert_eq!(walk(&after), ["127.0.0.1:1", "127.0.0.1:3"]);
 }
 
 #[test]
@@ -390,7 +444,7 @@ fn pingoras_own_selection_gives_turns_of_the_same_sequence() {
             pool.backends.select(b"", 3).expect("all are up").addr
         } else {
             let mut tried = Tried::default();
-            let Pick::Member(member) = pool.pick(&mut tried) else {
+            let Pick::Member(member) = pool.pick(&choice(), &mut tried) else {
                 panic!("all are up");
             };
             member.address().clone()
@@ -403,7 +457,7 @@ fn pingoras_own_selection_gives_turns_of_the_same_sequence() {
 #[test]
 fn requests_are_counted_in_and_out() {
     let pool = pool("backends: ['127.0.0.1:1']");
-    let request = pool.members()[0].begin();
+    let request = pool.members()[0].begin().expect("there is room");
     request.failed();
     let status = &pool.status().members[0];
     assert_eq!(
@@ -535,7 +589,10 @@ fn a_failed_probe_says_why() {
             "no such file or directory",
         ]
     );
-    assert!(matches!(pool.pick(&mut Tried::default()), Pick::Down));
+    assert!(matches!(
+        pool.pick(&choice(), &mut Tried::default()),
+        Pick::Down
+    ));
 }
 
 #[test]
@@ -614,7 +671,7 @@ fn members_that_stay_keep_their_state_and_counters() {
         let _health = before.spawn_health();
         eventually(1, || before.status().up).await;
     });
-    let request = before.members()[1].begin();
+    let request = before.members()[1].begin().expect("there is room");
     request.failed();
 
     // another order, other weights, a new member
@@ -668,14 +725,13 @@ fn members_that_stay_keep_their_state_and_counters() {
 #[test]
 fn a_name_that_stops_resolving_keeps_its_addresses() {
     let before = pool("backends: ['127.0.0.2:80']");
-    let mut before = Arc::into_inner(before).expect("not shared yet");
-    let address = before.members[0].address().clone();
-    let name: Arc<str> = "no-such-name.invalid:80".into();
-    let member = Member::new(0, address, name, 1, PeerOptions::new(), 0);
-    before.members = [Arc::new(member)].into();
+    let mut place = before.members()[0].place().clone();
+    place.authority = "no-such-name.invalid:80".into();
+    let member = Arc::new(Member::new(place, PeerOptions::new(), 0));
+    before.roster.set_members([member].into(), Instant::now());
 
     let yaml = "backends: ['no-such-name.invalid:80']";
-    let (after, issues) = compile(yaml, Some(&Arc::new(before)));
+    let (after, issues) = compile(yaml, Some(&before));
     assert_eq!(issues.len(), 1, "{issues:?}");
     let after = after.expect("a warning is no error");
     assert_eq!(walk(&after), ["127.0.0.2:80"]);

@@ -1,20 +1,21 @@
 //! How a pool chooses among its members: one file per algorithm.
+//!
+//! A [`Balancer`] is made anew whenever the shares of its members change, and works out ahead what it can; a pick
+//! takes no lock and no memory.
 
 pub mod round_robin;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use pingora_load_balancing::Backend;
-use pingora_load_balancing::selection::{BackendIter, BackendSelection};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Member, Tried};
-pub use round_robin::SmoothRoundRobin;
+use super::Member;
+use super::roster::Choice;
+pub use round_robin::RoundRobin;
 
 /// How requests are spread over the members that are up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// Members take turns: in proportion to their weights, and evenly spread rather than in bursts (nginx's default).
@@ -22,62 +23,46 @@ pub enum Balance {
     RoundRobin,
 }
 
-/// What Pingora's `LoadBalancer` chooses with: the pool's own balancer, so that `LoadBalancer::select` and `Pool::pick`
-/// give turns of the same sequence.
-pub struct Selection {
-    /// By member index.
-    backends: Box<[Backend]>,
-    balancer: Arc<SmoothRoundRobin>,
+/// One algorithm over one set of members with their shares.
+#[derive(Debug)]
+pub enum Balancer {
+    RoundRobin(RoundRobin),
 }
 
-impl BackendSelection for Selection {
-    type Iter = Candidates;
-    type Config = Arc<SmoothRoundRobin>;
-
-    fn build(backends: &BTreeSet<Backend>) -> Selection {
-        let backends = by_member(backends);
-        let weights = backends.iter().map(|backend| backend.weight as u32);
-        let balancer = Arc::new(SmoothRoundRobin::new(weights));
-        Selection { backends, balancer }
-    }
-
-    fn build_with_config(backends: &BTreeSet<Backend>, config: &Self::Config) -> Selection {
-        Selection {
-            backends: by_member(backends),
-            balancer: config.clone(),
+impl Balancer {
+    /// `shares` are by index of the member: its weight, or 0 where it cannot be picked. `previous` is the balancer that
+    /// this one takes over from.
+    pub fn new(
+        balance: &Balance,
+        members: &[Arc<Member>],
+        shares: &[u32],
+        previous: Option<&Balancer>,
+    ) -> Balancer {
+        debug_assert_eq!(members.len(), shares.len());
+        match balance {
+            Balance::RoundRobin => {
+                let previous = previous.map(|Balancer::RoundRobin(previous)| previous);
+                Balancer::RoundRobin(RoundRobin::new(shares, previous))
+            }
         }
     }
 
-    fn iter(self: &Arc<Self>, _key: &[u8]) -> Candidates {
-        Candidates {
-            selection: self.clone(),
-            tried: Tried::default(),
+    /// The index of the member to take among those that have a share and of which `is_free` says yes.
+    pub fn pick(
+        &self,
+        _choice: &Choice,
+        _members: &[Arc<Member>],
+        is_free: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        match self {
+            Balancer::RoundRobin(round_robin) => round_robin.pick(is_free),
         }
     }
-}
 
-/// The set is ordered by address; turns go by the order in the file.
-fn by_member(backends: &BTreeSet<Backend>) -> Box<[Backend]> {
-    let mut backends: Vec<Backend> = backends.iter().cloned().collect();
-    backends.sort_by_key(|backend| {
-        backend
-            .ext
-            .get::<Arc<Member>>()
-            .map(|member| member.index())
-    });
-    backends.into()
-}
-
-/// The members that are up, each once, from the one whose turn it is.
-pub struct Candidates {
-    selection: Arc<Selection>,
-    tried: Tried,
-}
-
-impl BackendIter for Candidates {
-    fn next(&mut self) -> Option<&Backend> {
-        let index = self.selection.balancer.pick(&self.tried)?;
-        self.tried.insert(index);
-        self.selection.backends.get(index)
+    /// Whether no member has a share.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Balancer::RoundRobin(round_robin) => round_robin.is_empty(),
+        }
     }
 }

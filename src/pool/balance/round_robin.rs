@@ -12,76 +12,60 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
-
-use crate::pool::Tried;
-
-/// Members take turns, in proportion to their weights and evenly spread.
+/// Members take turns, in proportion to their shares and evenly spread.
 #[derive(Debug)]
-pub struct SmoothRoundRobin {
-    /// Weight of each member, by index.
-    weights: Box<[u32]>,
-    /// One period of the sequence over the members that are up, as member indices; empty when all are down.
-    order: ArcSwap<Box<[u32]>>,
-    /// How many turns were given.
-    cursor: Cursor,
+pub struct RoundRobin {
+    /// One period of the sequence, as member indices; empty when nobody has a share.
+    order: Box<[u32]>,
+    cursor: Arc<Cursor>,
 }
 
-/// Alone on its cache line (and on the neighbour that x86 fetches along with it).
+/// How many turns were given. Alone on its cache line (and on the neighbour that x86 fetches along with it).
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Cursor(AtomicU64);
 
-impl SmoothRoundRobin {
-    /// With all members up.
-    pub fn new(weights: impl IntoIterator<Item = u32>) -> SmoothRoundRobin {
-        let weights: Box<[u32]> = weights.into_iter().collect();
-        SmoothRoundRobin {
-            order: ArcSwap::from_pointee(period(&weights, |_| true)),
-            weights,
-            cursor: Cursor::default(),
+impl RoundRobin {
+    /// Goes on where `previous` is, so that a pool whose members come and go does not always begin with the first one.
+    pub fn new(shares: &[u32], previous: Option<&RoundRobin>) -> RoundRobin {
+        RoundRobin {
+            order: period(shares),
+            cursor: previous.map_or_else(Arc::default, |previous| previous.cursor.clone()),
         }
     }
 
-    /// Goes on with the members that are up by now. Callers take care that two of them do not overlap: the one that
-    /// looked first might store last.
-    pub fn refresh(&self, is_up: impl Fn(usize) -> bool) {
-        self.order.store(period(&self.weights, is_up).into());
-    }
-
-    /// Whether no member is up.
     pub fn is_empty(&self) -> bool {
-        self.order.load().is_empty()
+        self.order.is_empty()
     }
 
-    /// Whose turn it is, among the members that are up and not tried yet.
-    pub fn pick(&self, tried: &Tried) -> Option<usize> {
-        let order = self.order.load();
-        if order.is_empty() {
+    /// Whose turn it is, among the members that are free.
+    pub fn pick(&self, is_free: impl Fn(usize) -> bool) -> Option<usize> {
+        if self.order.is_empty() {
             return None;
         }
-        let turn = self.cursor.0.fetch_add(1, Ordering::Relaxed) % order.len() as u64;
-        let (later, now) = order.split_at(turn as usize);
+        let turn = self.cursor.0.fetch_add(1, Ordering::Relaxed) % self.order.len() as u64;
+        let (later, now) = self.order.split_at(turn as usize);
         now.iter()
             .chain(later)
             .map(|index| *index as usize)
-            .find(|index| !tried.contains(*index))
+            .find(|index| is_free(*index))
     }
 }
 
-/// One period of the sequence, as indices into `weights`, of the members that are up.
+/// One period of the sequence, as indices into `shares`, of the members that have one.
 ///
 /// In nginx's algorithm each member gains its weight at every step; the one that has most (the first of equals) is
 /// picked and pays the sum of all weights. At step `t`, a member of weight `w` that was picked `k` times so has
 /// `t * w - k * sum`. Members of one weight differ in `k` only and hence are picked in turn: it is enough to compare
 /// the next one of each distinct weight, and a thousand members of equal weight cost no scan at all.
-fn period(weights: &[u32], is_up: impl Fn(usize) -> bool) -> Box<[u32]> {
+fn period(shares: &[u32]) -> Box<[u32]> {
     let mut classes: BTreeMap<u32, Class> = BTreeMap::new();
-    for (index, weight) in weights.iter().enumerate() {
-        if is_up(index) {
-            let class = classes.entry(*weight).or_default();
+    for (index, share) in shares.iter().enumerate() {
+        if *share != 0 {
+            let class = classes.entry(*share).or_default();
             class.members.push(index as u32);
         }
     }
@@ -140,9 +124,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn picks(balancer: &SmoothRoundRobin, count: usize) -> Vec<usize> {
+    fn picks(balancer: &RoundRobin, count: usize) -> Vec<usize> {
         (0..count)
-            .map(|_| balancer.pick(&Tried::default()).expect("a member is up"))
+            .map(|_| balancer.pick(|_| true).expect("a member is up"))
             .collect()
     }
 
@@ -170,46 +154,44 @@ mod tests {
 
     #[test]
     fn weights_five_one_one_interleave_as_in_nginx() {
-        let balancer = SmoothRoundRobin::new([5, 1, 1]);
+        let balancer = RoundRobin::new(&[5, 1, 1], None);
         assert_eq!(picks(&balancer, 7), [0, 0, 1, 0, 2, 0, 0]);
         assert_eq!(picks(&balancer, 7), [0, 0, 1, 0, 2, 0, 0]);
     }
 
     #[test]
     fn equal_weights_take_turns_whatever_their_size() {
-        let balancer = SmoothRoundRobin::new([100, 100, 100]);
+        let balancer = RoundRobin::new(&[100, 100, 100], None);
         assert_eq!(picks(&balancer, 6), [0, 1, 2, 0, 1, 2]);
     }
 
     #[test]
-    fn a_member_that_is_down_gets_nothing_and_the_others_stay_exact() {
-        let balancer = SmoothRoundRobin::new([5, 1, 1]);
-        balancer.refresh(|index| index != 0);
+    fn a_member_without_share_gets_nothing_and_the_others_stay_exact() {
+        let balancer = RoundRobin::new(&[0, 1, 1], None);
         assert_eq!(picks(&balancer, 4), [1, 2, 1, 2]);
-        balancer.refresh(|index| index != 2);
+        let balancer = RoundRobin::new(&[5, 1, 0], Some(&balancer));
         let six = picks(&balancer, 6);
         assert_eq!(six.iter().filter(|index| **index == 0).count(), 5);
         assert_eq!(six.iter().filter(|index| **index == 1).count(), 1);
-        balancer.refresh(|_| true);
+        let balancer = RoundRobin::new(&[5, 1, 1], Some(&balancer));
         let seven = picks(&balancer, 7);
         assert_eq!(seven.iter().filter(|index| **index == 0).count(), 5);
     }
 
     #[test]
-    fn nothing_is_picked_when_all_are_down_or_there_is_none() {
-        let balancer = SmoothRoundRobin::new([1, 1]);
-        balancer.refresh(|_| false);
-        assert_eq!(balancer.pick(&Tried::default()), None);
-        assert_eq!(SmoothRoundRobin::new([]).pick(&Tried::default()), None);
+    fn nothing_is_picked_when_nobody_has_a_share_or_there_is_nobody() {
+        for shares in [&[0, 0][..], &[]] {
+            let balancer = RoundRobin::new(shares, None);
+            assert!(balancer.is_empty());
+            assert_eq!(balancer.pick(|_| true), None);
+        }
     }
 
     #[test]
     fn each_member_is_tried_once_then_none_is_left() {
-        let balancer = SmoothRoundRobin::new([1000, 1, 7]);
-        let mut tried = Tried::default();
+        let balancer = RoundRobin::new(&[1000, 1, 7], None);
         let mut seen = Vec::new();
-        while let Some(index) = balancer.pick(&tried) {
-            tried.insert(index);
+        while let Some(index) = balancer.pick(|index| !seen.contains(&index)) {
             seen.push(index);
         }
         seen.sort_unstable();
@@ -217,7 +199,7 @@ mod tests {
     }
 
     /// How often each of four members is picked by eight threads at once.
-    fn concurrent_picks(balancer: &SmoothRoundRobin, each: usize) -> [usize; 4] {
+    fn concurrent_picks(balancer: &RoundRobin, each: usize) -> [usize; 4] {
         let pick = || {
             let mut counts = [0; 4];
             for index in picks(balancer, each) {
@@ -240,20 +222,20 @@ mod tests {
 
     #[test]
     fn concurrent_pickers_share_exactly_also_around_a_member_that_is_down() {
-        let balancer = SmoothRoundRobin::new([5, 1, 1, 3]);
+        let balancer = RoundRobin::new(&[5, 1, 1, 3], None);
         let all = [8 * 500, 8 * 100, 8 * 100, 8 * 300];
         assert_eq!(concurrent_picks(&balancer, 1000), all);
-        balancer.refresh(|index| index != 0);
+        let balancer = RoundRobin::new(&[0, 1, 1, 3], Some(&balancer));
         let without_first = [0, 8 * 100, 8 * 100, 8 * 300];
         assert_eq!(concurrent_picks(&balancer, 500), without_first);
-        balancer.refresh(|_| true);
+        let balancer = RoundRobin::new(&[5, 1, 1, 3], Some(&balancer));
         assert_eq!(concurrent_picks(&balancer, 1000), all);
     }
 
     #[test]
     fn large_pools_are_computed_quickly() {
-        let balancer = SmoothRoundRobin::new((0..10_000).map(|index| 1 + index % 3));
-        assert_eq!(balancer.order.load().len(), 19_999);
+        let shares: Vec<u32> = (0..10_000).map(|index| 1 + index % 3).collect();
+        assert_eq!(RoundRobin::new(&shares, None).order.len(), 19_999);
     }
 
     proptest! {
@@ -263,8 +245,9 @@ mod tests {
         ) {
             let (weights, mut is_up): (Vec<u32>, Vec<bool>) = members.into_iter().unzip();
             is_up[0] = true;
-            let balancer = SmoothRoundRobin::new(weights.clone());
-            balancer.refresh(|index| is_up[index]);
+            let share = |index: usize| if is_up[index] { weights[index] } else { 0 };
+            let shares: Vec<u32> = (0..weights.len()).map(share).collect();
+            let balancer = RoundRobin::new(&shares, None);
 
             let up = || (0..weights.len()).filter(|index| is_up[*index]);
             let divisor = up().map(|index| weights[index]).fold(0, greatest_common_divisor);
