@@ -240,6 +240,8 @@ fn request_body_is_passed_on_as_it_comes() {
     }
     connection.send(b"0\r\n\r\n").expect("send");
     assert_eq!(connection.read().expect("an answer").text(), "12");
+    let got = app.request();
+    assert_eq!(got.headers().all("transfer-encoding"), ["chunked"]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Hop-by-hop headers: those that speak about one connection and must not be passed on (RFC 9110 section 7.6.1).
 //!
-//! `Transfer-Encoding` is one too, but it is left alone here: it tells Pingora how to frame the body on the other side,
-//! and Pingora takes it off or puts it on to suit the protocol spoken there.
+//! `Transfer-Encoding` is one too. In a response it is left alone here: it tells Pingora how to frame the body on the
+//! other side, and Pingora takes it off or puts it on to suit the protocol spoken there. From a request it goes, and
+//! Pingora puts its own on where a body has no length.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
@@ -32,14 +33,18 @@ const END_TO_END: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING];
 /// With `keep_upgrade`, a request to change protocols (WebSocket) remains one. On HTTP/2, `TE: trailers` is no
 /// hop-by-hop header (RFC 9113 section 8.2.2), and gRPC servers insist on it.
 pub fn remove_from_request(request: &mut RequestHeader, keep_upgrade: bool) {
-    let trailers = request.version == Version::HTTP_2
-        && request.headers.get(TE).is_some_and(|te| te == "trailers");
-    for name in to_remove(&request.headers, keep_upgrade) {
-        if !(trailers && name == TE) {
-            request.remove_header(&name);
-        }
+    let is_hop_by_hop = |name: &HeaderName| is_hop_by_hop(name) || *name == TRANSFER_ENCODING;
+    let mut names = to_remove(&request.headers, is_hop_by_hop);
+    if request.version == Version::HTTP_2
+        && request.headers.get(TE).is_some_and(|te| te == "trailers")
+    {
+        names.retain(|name| *name != TE);
     }
-    if keep_upgrade && request.headers.contains_key(UPGRADE) {
+    let upgrade = keep_upgrade && take(&mut names, UPGRADE);
+    for name in names {
+        request.remove_header(&name);
+    }
+    if upgrade {
         // a static value under a static name cannot be refused
         let _ = request.insert_header(CONNECTION, UPGRADE_OPTION);
     }
@@ -48,11 +53,12 @@ pub fn remove_from_request(request: &mut RequestHeader, keep_upgrade: bool) {
 /// Removes the hop-by-hop headers of a response and those that its `Connection` names. A 101 that agrees to an upgrade
 /// remains one.
 pub fn remove_from_response(response: &mut ResponseHeader) {
-    let keep_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
-    for name in to_remove(&response.headers, keep_upgrade) {
+    let mut names = to_remove(&response.headers, is_hop_by_hop);
+    let upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS && take(&mut names, UPGRADE);
+    for name in names {
         response.remove_header(&name);
     }
-    if keep_upgrade && response.headers.contains_key(UPGRADE) {
+    if upgrade {
         // as above
         let _ = response.insert_header(CONNECTION, UPGRADE_OPTION);
     }
@@ -60,8 +66,8 @@ pub fn remove_from_response(response: &mut ResponseHeader) {
 
 const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("Upgrade");
 
-/// Most messages have none of these or a plain `Connection`.
-fn to_remove(headers: &HeaderMap, keep_upgrade: bool) -> Vec<HeaderName> {
+/// The headers to remove. Most messages have none of these or a plain `Connection`.
+fn to_remove(headers: &HeaderMap, is_hop_by_hop: impl Fn(&HeaderName) -> bool) -> Vec<HeaderName> {
     let mut names: Vec<HeaderName> = headers
         .keys()
         .filter(|name| is_hop_by_hop(name))
@@ -72,14 +78,25 @@ fn to_remove(headers: &HeaderMap, keep_upgrade: bool) -> Vec<HeaderName> {
             .get_all(CONNECTION)
             .iter()
             .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
-            .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+            .map(<[u8]>::trim_ascii)
+            .filter(|option| !names_no_other(option))
+            .filter_map(|option| HeaderName::from_bytes(option).ok())
             .filter(|name| headers.contains_key(name) && !END_TO_END.contains(name));
         names.extend(nominated);
     }
-    if keep_upgrade {
-        names.retain(|name| name != UPGRADE);
-    }
     names
+}
+
+/// The two options that nearly every `Connection` consists of: `close` is no header, `Keep-Alive` goes anyway.
+fn names_no_other(option: &[u8]) -> bool {
+    option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close")
+}
+
+/// Takes `name` off the list, however often it stands there; whether it did.
+fn take(names: &mut Vec<HeaderName>, name: HeaderName) -> bool {
+    let before = names.len();
+    names.retain(|other| *other != name);
+    names.len() < before
 }
 
 #[cfg(test)]
@@ -153,10 +170,7 @@ mod tests {
             ],
         );
         remove_from_request(&mut request, false);
-        assert_eq!(
-            names(&request.headers),
-            ["content-length", "host", "transfer-encoding"]
-        );
+        assert_eq!(names(&request.headers), ["content-length", "host"]);
     }
 
     #[test]
