@@ -96,6 +96,17 @@ fn scheme_of_a_tls_client_is_forwarded() {
 }
 
 #[test]
+fn host_is_not_forwarded_on_the_word_of_a_client_that_names_none() {
+    let app = Origin::fixed("ok");
+    let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");
+    let mut connection = weir.connect();
+    let request = "GET / HTTP/1.0\r\nX-Forwarded-Host: forged.example\r\n\r\n";
+    connection.send(request.as_bytes()).expect("send");
+    assert_eq!(connection.read().expect("an answer").text(), "ok");
+    assert_eq!(app.request().header("x-forwarded-host"), None);
+}
+
+#[test]
 fn hop_by_hop_headers_end_at_weir_both_ways() {
     const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive, X-Hop\r\n\
         Keep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\nTrailer: X-T\r\nX-Hop: 1\r\nX-End: 1\r\n\r\nok";

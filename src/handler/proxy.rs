@@ -228,6 +228,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Makes the client's header one for a backend: hop-by-hop fields out, forwarding fields in, the path as rewritten.
+/// `Host` is there already, from `:authority` where the client spoke HTTP/2.
 ///
 /// # Errors
 /// When a value cannot stand in a header, which no value from a parsed request can cause.
@@ -241,35 +242,26 @@ pub fn prepare(
         upstream.set_raw_path(target.as_bytes())?;
     }
     hop::remove_from_request(upstream, true);
-    if let Some(host) = host_of(request) {
-        if !upstream.headers.contains_key(header::HOST) {
-            upstream.insert_header(header::HOST, host.clone())?;
-        }
-        if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {
-            upstream.insert_header(X_FORWARDED_HOST, host)?;
+    // Names as text go into Pingora's map of spellings as they are; a `HeaderName` would be copied for it.
+    if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {
+        match upstream.headers.get(header::HOST).cloned() {
+            Some(host) => upstream.insert_header("X-Forwarded-Host", host)?,
+            None => drop(upstream.remove_header(&X_FORWARDED_HOST)),
         }
     }
     if !(trusted && request.headers.contains_key(X_FORWARDED_PROTO)) {
         let scheme = HeaderValue::from_static(cx.scheme());
-        upstream.insert_header(X_FORWARDED_PROTO, scheme)?;
+        upstream.insert_header("X-Forwarded-Proto", scheme)?;
     }
     let forwarded_for = match trusted {
         true => forwarded::forwarded_for(cx.connection.peer_ip(), &request.headers, true),
         false => cx.connection.forwarded_for.clone(),
     };
     match forwarded_for {
-        Some(value) => upstream.insert_header(X_FORWARDED_FOR, value)?,
+        Some(value) => upstream.insert_header("X-Forwarded-For", value)?,
         None => drop(upstream.remove_header(&X_FORWARDED_FOR)),
     }
     Ok(())
-}
-
-/// The host as the client named it: HTTP/2 says it in `:authority`.
-fn host_of(request: &RequestHeader) -> Option<HeaderValue> {
-    if let Some(host) = request.headers.get(header::HOST) {
-        return Some(host.clone());
-    }
-    HeaderValue::from_str(request.uri.authority()?.as_str()).ok()
 }
 
 /// Takes out of a backend's header what is between it and weir only.
