@@ -37,7 +37,8 @@ pub fn normalise_into(authority: &[u8], out: &mut String) -> Result<(), InvalidH
         *out = format!("[{address}]");
         return Ok(());
     }
-    let (name, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
+    let colon = authority.bytes().position(|byte| byte == b':');
+    let (name, port) = authority.split_at(colon.unwrap_or(authority.len()));
     check_port(port)?;
     let name = name.strip_suffix('.').unwrap_or(name);
     if name.len() > LONGEST || !is_name(name) {

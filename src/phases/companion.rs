@@ -71,7 +71,7 @@ impl HttpServerApp for Companion {
             log::debug!("{}: {e}", session.request_summary());
             cx.failure = Some(Failure::ClientClosed);
         }
-        super::log(&session, &snapshot, &mut cx);
+        super::log(&session, &snapshot, &mut cx, Instant::now());
         if let Err(e) = sent {
             session.on_proxy_failure(e);
             return None;

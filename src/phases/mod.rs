@@ -255,11 +255,12 @@ impl ProxyHttp for Weir {
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, x: &mut Exchange) {
-        x.attempts.end(&mut x.cx, Instant::now());
+        let now = Instant::now();
+        x.attempts.end(&mut x.cx, now);
         if let (Some(e), None) = (e, x.cx.failure) {
             x.cx.failure = Some(crate::handler::proxy::failure_of(e));
         }
-        log(session.as_downstream(), &x.snapshot, &mut x.cx);
+        log(session.as_downstream(), &x.snapshot, &mut x.cx, now);
     }
 }
 
@@ -405,12 +406,12 @@ fn report(request: &RequestHeader, cx: &Cx, failure: Failure, e: &Error) {
 }
 
 /// The last thing that happens to a request: its line in the access log.
-fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx) {
+fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx, now: Instant) {
     let Some(access) = &snapshot.log.access else {
         return;
     };
     let response = session.response_written();
-    cx.ended = Some(Instant::now());
+    cx.ended = Some(now);
     cx.status = match (response, cx.failure) {
         (Some(response), _) => response.status.as_u16(),
         (None, Some(failure)) => failure.status(),
