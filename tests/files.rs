@@ -413,3 +413,22 @@ fn big_file_is_served_in_full() {
     let answer = connection.read_counting().expect("an answer");
     assert_eq!((answer.length, answer.complete), (LENGTH as u64, true));
 }
+
+#[test]
+fn bytes_that_are_not_http_are_refused_alike() {
+    let site = Site::start();
+    for listener in ["http", "static"] {
+        let mut connection = Connection::tcp(site.weir.address(listener)).expect("connect");
+        connection.send(b"GET\r\n\r\n").expect("send");
+        let answer = connection.read().expect("an answer");
+        assert_eq!(answer.status, 400, "{listener}");
+        assert_eq!(answer.header("server"), Some("weir"), "{listener}");
+        assert!(answer.text().contains("400 Bad Request"), "{answer:?}");
+        connection.read_close().expect("a clean end");
+    }
+    let lines = site.weir.access_lines(2);
+    assert!(
+        lines.iter().all(|line| line.contains("\"GET\" 400 ")),
+        "{lines:?}"
+    );
+}

@@ -113,6 +113,90 @@ fn garbage_is_a_bad_request_and_ends_the_connection() {
 }
 
 #[test]
+fn bad_request_does_not_tell_what_weir_is_built_of() {
+    let weir = start();
+    let mut connection = weir.connect();
+    connection.send(b"GET\r\n\r\n").expect("send");
+    let answer = connection.read().expect("an answer");
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.header("server"), Some("weir"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert!(answer.header("date").is_some(), "{answer:?}");
+    assert!(answer.text().contains("400 Bad Request"), "{answer:?}");
+    connection.read_close().expect("a clean end");
+}
+
+#[test]
+fn garbage_after_a_request_is_refused_after_its_answer() {
+    let app = Origin::echo();
+    let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");
+    for good in [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
+    ] {
+        let mut connection = weir.connect();
+        let pipeline = format!("{good}{good}GARBAGE\r\n\r\n{good}");
+        connection.send(pipeline.as_bytes()).expect("send");
+        for status in [200, 200, 400] {
+            let answer = connection.read().expect("an answer");
+            assert_eq!(answer.status, status, "{answer:?}");
+            assert_eq!(answer.header("server"), Some("weir"));
+        }
+        connection.read_close().expect("a clean end");
+    }
+}
+
+#[test]
+fn refusal_is_not_lost_where_much_is_still_to_be_read() {
+    let weir = start();
+    let body = vec![b'x'; 8_000_000];
+    for _ in 0..3 {
+        let mut connection = weir.connect();
+        connection
+            .send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 2\r\n\r\n")
+            .and_then(|()| connection.send(&body))
+            .expect("send");
+        assert_eq!(connection.read().expect("an answer").status, 400);
+        connection.read_close().expect("a clean end");
+    }
+}
+
+#[test]
+fn refusal_has_the_headers_that_every_answer_gets() {
+    let weir = Weir::start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        defaults: { headers: { response: { set: { X-Set: always } } } }
+        sites: { main: { hosts: ['*'], routes: [{ respond: { body: a } }] } }
+        ",
+    );
+    let mut connection = weir.connect();
+    connection.send(b"GET\r\n\r\n").expect("send");
+    let answer = connection.read().expect("an answer");
+    assert_eq!(answer.header("x-set"), Some("always"));
+}
+
+#[test]
+fn connect_is_not_allowed() {
+    let weir = start();
+    let mut connection = weir.connect();
+    connection
+        .send(b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\ntunnelled")
+        .expect("send");
+    let answer = connection.read().expect("an answer");
+    assert_eq!(answer.status, 405);
+    assert_eq!(answer.header("server"), Some("weir"));
+    assert_eq!(answer.header("allow"), Some(""));
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert!(connection.read().is_err());
+    let line = &weir.access_lines(1)[0];
+    assert!(
+        line.contains("\"CONNECT a:443 HTTP/1.1\" 405 ") && line.ends_with(" method_not_allowed"),
+        "{line}"
+    );
+}
+
+#[test]
 fn request_without_host_is_a_bad_request() {
     let weir = start();
     let mut connection = weir.connect();

@@ -138,3 +138,17 @@ fn bytes_that_are_not_http2_after_all_do_no_harm() {
         200
     );
 }
+
+#[test]
+fn connect_is_not_allowed() {
+    let app = Origin::fixed("app");
+    let weir = start(&app);
+    let mut client = weir.connect_http2("localhost");
+    let answer = client
+        .fetch(&Request::new("CONNECT", "/"))
+        .expect("an answer");
+    assert_eq!(answer.status, 405);
+    assert_eq!(answer.header("server"), Some("weir"));
+    assert!(weir.access_lines(1)[0].ends_with(" method_not_allowed"));
+    assert_eq!(client.fetch(&get("/")).expect("an answer").text(), "app");
+}

@@ -215,3 +215,93 @@ fn bad_requests_are_logged() {
     weir.fetch(&Request::new("GET", "/../x"));
     assert!(weir.access_lines(1)[0].contains(" 400 "));
 }
+
+/// A weir to which `head` was sent, once the answer to it, if any, was read.
+fn refusing(format: &str, head: &[u8]) -> Weir {
+    let log = format!("{{ access: {{ file: '{{dir}}/access.log', format: '{format}' }} }}");
+    let weir = start(Setup::new(), &log);
+    let mut connection = weir.connect();
+    connection.send(head).expect("send");
+    connection.read().expect("an answer");
+    weir
+}
+
+#[test]
+fn requests_that_cannot_be_read_are_logged() {
+    for (head, request) in [
+        ("GET\r\n\r\n", "GET"),
+        (
+            "GET /a b HTTP/1.1\r\nBad Header: 1\r\n\r\n",
+            "GET /a b HTTP/1.1",
+        ),
+        ("\x16\x03\x01\"\r\n\r\n", r"\x16\x03\x01\x22"),
+    ] {
+        let weir = refusing("combined", head.as_bytes());
+        let line = &weir.access_lines(1)[0];
+        let rest = line.strip_prefix("127.0.0.1 - - [").expect(line);
+        let rest = rest.split_once("] ").expect(line).1;
+        let (start, end) = (format!("\"{request}\" 400 "), " \"-\" \"-\" bad_request");
+        assert!(rest.starts_with(&start) && rest.ends_with(end), "{line}");
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_read_are_logged_as_json() {
+    let head = b"PUT /a?b HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
+    let weir = refusing("json", head);
+    let line = &weir.access_lines(1)[0];
+    let entry: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    for (key, value) in [
+        ("client", Value::from("127.0.0.1")),
+        ("method", "PUT".into()),
+        ("uri", "/a?b".into()),
+        ("protocol", "HTTP/1.1".into()),
+        ("host", Value::Null),
+        ("status", 400.into()),
+        ("failure", "bad_request".into()),
+        ("listener", "http".into()),
+    ] {
+        assert_eq!(entry[key], value, "{key} in {line}");
+    }
+    assert!(entry["bytes"].as_u64() > Some(0), "{line}");
+}
+
+#[test]
+fn garbage_after_a_request_is_logged_after_it() {
+    let weir = Weir::start_site("routes: [{ respond: { body: hello } }]");
+    let mut connection = weir.connect();
+    let pipeline = "GET /good HTTP/1.1\r\nHost: a\r\n\r\nGARBAGE\r\n\r\n";
+    connection.send(pipeline.as_bytes()).expect("send");
+    let lines = weir.access_lines(2);
+    assert!(
+        lines[0].contains("\"GET /good HTTP/1.1\" 200 "),
+        "{lines:?}"
+    );
+    assert!(
+        lines[1].contains(" 400 ") && lines[1].ends_with(" bad_request"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn client_that_leaves_in_the_middle_of_a_header_is_logged_and_one_that_says_nothing_is_not() {
+    let weir = Weir::start_site("routes: [{ respond: { body: hello } }]");
+    drop(weir.connect());
+    for part in ["GET /half HTTP/1.1\r\nHo", "P"] {
+        let mut connection = weir.connect();
+        connection.send(part.as_bytes()).expect("send");
+    }
+    let mut lines = weir.access_lines(2);
+    lines.sort();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains("\" 499 0 ") && line.ends_with(" client_closed")),
+        "{lines:?}"
+    );
+    assert!(
+        lines.concat().contains("\"GET /half HTTP/1.1\" "),
+        "{lines:?}"
+    );
+}

@@ -165,3 +165,17 @@ fn bad_pair_in_a_reload_changes_nothing() {
     assert!(said.contains("sites.exact.tls"), "{said}");
     assert_shown(&weir, "www.shop.example", "www.shop.example", "exact");
 }
+
+#[test]
+fn bytes_that_are_not_http_are_refused_inside_of_tls() {
+    let weir = with_pairs().start(DOCUMENT);
+    let mut connection = weir.connect_tls("www.shop.example");
+    let good = "GET / HTTP/1.1\r\nHost: www.shop.example\r\n\r\n";
+    let sent = connection.send(format!("{good}GARBAGE\r\n\r\n").as_bytes());
+    sent.expect("send");
+    assert_eq!(connection.read().expect("an answer").text(), "exact");
+    let answer = connection.read().expect("an answer");
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.header("server"), Some("weir"));
+    connection.read_close().expect("a clean end");
+}

@@ -18,6 +18,8 @@ pub struct Cx {
     pub ended: Option<Instant>,
     /// The connection the request came on.
     pub connection: Arc<Connection>,
+    /// The request line as it came, as far as it is known, of what could not be read as a request.
+    pub unread: Option<Box<[u8]>>,
     /// Whose request it is: the peer of the connection, or whom a trusted proxy names. `None` on a unix socket.
     pub client: Option<IpAddr>,
     /// Host of the request: lower case, without port and trailing dot. Empty when there was none.
@@ -68,6 +70,7 @@ impl Cx {
             ended: None,
             client: connection.peer_ip(),
             connection,
+            unread: None,
             host: String::new(),
             path: String::new(),
             captures: Vec::new(),

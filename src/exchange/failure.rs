@@ -5,6 +5,8 @@
 pub enum Failure {
     /// The request cannot be understood, or its path leaves the root.
     BadRequest,
+    /// `CONNECT`, which asks for a tunnel: weir is a server, not a client's way out.
+    MethodNotAllowed,
     /// No site has this host (RFC 9110 section 15.5.20 on TLS).
     NoSite {
         secure: bool,
@@ -37,6 +39,7 @@ impl Failure {
     pub fn status(self) -> u16 {
         match self {
             Failure::BadRequest => 400,
+            Failure::MethodNotAllowed => 405,
             Failure::NoSite { secure: true } => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
             Failure::PoolDown | Failure::PoolBusy => 503,
@@ -57,6 +60,7 @@ impl Failure {
     pub fn word(self) -> &'static str {
         match self {
             Failure::BadRequest => "bad_request",
+            Failure::MethodNotAllowed => "method_not_allowed",
             Failure::NoSite { .. } => "no_site",
             Failure::NoRoute => "no_route",
             Failure::PoolDown => "pool_down",

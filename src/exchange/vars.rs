@@ -353,7 +353,7 @@ impl Var {
             Var::Http(name) => joined(&view.request.headers, name, out)?,
             Var::Https => put(if connection.tls.is_some() { "on" } else { "" }, out),
             Var::IsArgs => put(if args(view).is_some() { "?" } else { "" }, out),
-            Var::Listener => put(some(&connection.listener)?, out),
+            Var::Listener => put(some(&*connection.listener)?, out),
             Var::Msec => date::seconds(date::since_epoch(view.wall), out),
             Var::Pid => number(std::process::id(), out),
             Var::RealipRemoteAddr => address(connection.peer.map(|peer| peer.ip()), out),
@@ -362,17 +362,29 @@ impl Var {
             Var::RemotePort => number(client_port(cx)?, out),
             // nobody is authenticated yet, and a name that was merely claimed is not the user's
             Var::RemoteUser => return None,
-            Var::Request => request_line(view.request, out),
+            Var::Request => match &cx.unread {
+                Some(line) => put(some(line)?, out),
+                None => request_line(view.request, out),
+            },
             Var::RequestId => put(cx.request_id.as_deref()?, out),
             Var::RequestLength => number(cx.request_length, out),
-            Var::RequestMethod => put(view.request.method.as_str(), out),
+            Var::RequestMethod => match &cx.unread {
+                Some(line) => put(some(words(line)[0])?, out),
+                None => put(view.request.method.as_str(), out),
+            },
             Var::RequestTime => date::seconds(request_time(cx)?, out),
-            Var::RequestUri => put(request_uri(view.request), out),
+            Var::RequestUri => match &cx.unread {
+                Some(line) => put(some(words(line)[1])?, out),
+                None => put(request_uri(view.request), out),
+            },
             Var::Scheme => put(cx.scheme(), out),
             Var::SentHttp(name) => joined(&view.response?.headers, name, out)?,
             Var::ServerAddr => address(connection.local.map(|local| local.ip()), out),
             Var::ServerPort => number(connection.local?.port(), out),
-            Var::ServerProtocol => put(protocol(view.request.version), out),
+            Var::ServerProtocol => match &cx.unread {
+                Some(line) => put(some(words(line)[2])?, out),
+                None => put(protocol(view.request.version), out),
+            },
             Var::Site => put(cx.site.as_deref()?, out),
             Var::SslCipher => put(connection.tls.as_ref()?.cipher, out),
             Var::SslProtocol => put(connection.tls.as_ref()?.version, out),
@@ -485,8 +497,21 @@ fn three_digits(status: u16, out: &mut Vec<u8>) {
 }
 
 /// The text, if there is any.
-fn some(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
+fn some<T: AsRef<[u8]> + ?Sized>(text: &T) -> Option<&T> {
+    (!text.as_ref().is_empty()).then_some(text)
+}
+
+/// What stands where method, target and protocol should, in a line that could not be read; empty where nothing does.
+fn words(line: &[u8]) -> [&[u8]; 3] {
+    let (line, protocol) = match memchr::memmem::rfind(line, b" HTTP/") {
+        Some(end) => (&line[..end], &line[end + 1..]),
+        None => (line, &line[line.len()..]),
+    };
+    let (method, target) = match memchr::memchr(b' ', line) {
+        Some(end) => (&line[..end], &line[end + 1..]),
+        None => (line, &line[line.len()..]),
+    };
+    [method, target, protocol]
 }
 
 fn request_line(request: &RequestHeader, out: &mut Vec<u8>) {
@@ -586,7 +611,7 @@ mod tests {
                 cipher: "TLS_AES_128_GCM_SHA256",
                 server_name: "shop.example".into(),
             }),
-            forwarded_for: None,
+            ..Connection::default()
         };
         let mut cx = Cx::new(Instant::now(), Arc::new(connection));
         cx.ended = Some(cx.started + Duration::from_millis(1042));
@@ -768,6 +793,27 @@ mod tests {
         assert_eq!(rendered(&cx, "$request_uri"), "/a%20b?x=1&Y=%41&z");
         cx.target = Some("/b?".into());
         assert_eq!(rendered(&cx, "$is_args"), "");
+    }
+
+    #[test]
+    fn line_that_could_not_be_read_is_shown_as_it_came() {
+        let mut cx = cx();
+        for (line, parts) in [
+            ("GET", "GET|-|-"),
+            ("GET /a", "GET|/a|-"),
+            ("GET /a b HTTP/1.1", "GET|/a b|HTTP/1.1"),
+            ("GET HTTP/1.1", "GET|-|HTTP/1.1"),
+            (" HTTP/1.1", "-|-|HTTP/1.1"),
+            ("\u{16}\u{3}", "\u{16}\u{3}|-|-"),
+        ] {
+            cx.unread = Some(line.as_bytes().into());
+            assert_eq!(rendered(&cx, "$request"), line);
+            let variables = ["$request_method", "$request_uri", "$server_protocol"];
+            let shown = variables.map(|variable| rendered(&cx, variable));
+            assert_eq!(shown.join("|"), parts, "{line}");
+        }
+        cx.unread = Some([].into());
+        assert_eq!(rendered(&cx, "$request"), "-");
     }
 
     #[test]

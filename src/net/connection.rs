@@ -19,12 +19,13 @@ use http::HeaderMap;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::tls::SslStream;
-use pingora::protocols::{ALPN, Stream};
+use pingora::protocols::{ALPN, Shutdown, Ssl};
 use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::gate::{Gate, Refuse, Transport};
 use super::stream::{ClientStream, Connection, Slot, Socket};
 use super::{Listener, TlsFacts};
 use crate::http::forwarded;
@@ -47,6 +48,7 @@ const PREFACE: &[u8] = b"PRI";
 /// What the connections of one service have in common.
 pub struct Shared<A> {
     pub app: Arc<A>,
+    pub refuse: Arc<dyn Refuse>,
     /// Connections that are open now.
     pub open: Arc<AtomicUsize>,
     /// Connections accepted so far.
@@ -54,9 +56,10 @@ pub struct Shared<A> {
 }
 
 impl<A> Shared<A> {
-    pub fn new(app: Arc<A>) -> Shared<A> {
+    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>) -> Shared<A> {
         Shared {
             app,
+            refuse,
             open: Arc::default(),
             accepted: AtomicU64::new(0),
         }
@@ -79,58 +82,66 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             peer,
             local,
             listener: listener.name.clone(),
-            tls: None,
-            forwarded_for: None,
+            ..Connection::default()
         };
         connection.forwarded_for =
             forwarded::forwarded_for(connection.peer_ip(), &HeaderMap::new(), false);
         let mut patience = Patience::new();
-        let client = ClientStream::new(socket, peer, slot);
-        let (stream, head) = match &listener.tls {
+        // Boxed, here and below: a local keeps its room in the task for as long as the connection lives.
+        let mut client = Box::new(ClientStream::new(socket, peer, slot));
+        match &listener.tls {
             Some(acceptor) => {
-                let handshake = Box::pin(acceptor.handshake(client));
-                let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                    Ok(Ok(stream)) => stream,
+                let handshake = Box::pin(acceptor.handshake(*client));
+                let mut stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                    Ok(Ok(stream)) => Box::new(stream),
                     Ok(Err(e)) => return log::debug!("connection {}: {e}", connection.number),
                     Err(_) => return,
                 };
                 connection.tls = Some(tls_facts(&stream));
-                stream.get_ref().identify(Arc::new(connection));
-                (Box::new(stream) as Stream, BytesMut::new())
+                let connection = Arc::new(connection);
+                stream.get_ref().identify(connection.clone());
+                if stream.selected_alpn_proto() == Some(ALPN::H2) {
+                    self.app.process_new(stream, &drain).await;
+                } else if listener.protocols.h1 {
+                    match next_bytes(&mut *stream, HEADER_TIMEOUT, &mut patience, &mut drain).await
+                    {
+                        Some(head) => {
+                            let gate = Gate::new(*stream, connection);
+                            self.http1(gate, head, &mut patience, &mut drain).await;
+                        }
+                        None => Shutdown::shutdown(&mut *stream).await,
+                    }
+                }
             }
             None => {
-                let Some((client, head)) =
-                    open_plain(client, &listener, &mut patience, &mut drain).await
-                else {
+                let opened = open_plain(&mut client, &listener, &mut patience, &mut drain).await;
+                let Some(head) = opened else {
                     return;
                 };
-                client.identify(Arc::new(connection));
-                (Box::new(client) as Stream, head)
+                let connection = Arc::new(connection);
+                client.identify(connection.clone());
+                if client.selected_alpn_proto() == Some(ALPN::H2) {
+                    self.app.process_new(client, &drain).await;
+                } else if listener.protocols.h1 {
+                    let gate = Gate::new(*client, connection);
+                    self.http1(gate, head, &mut patience, &mut drain).await;
+                }
             }
-        };
-        if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            self.app.process_new(stream, &drain).await;
-        } else if listener.protocols.h1 {
-            self.http1(stream, head, patience, drain).await;
         }
     }
 
-    async fn http1(
+    async fn http1<S: Transport>(
         &self,
-        mut stream: Stream,
+        mut gate: Box<Gate<S>>,
         mut head: BytesMut,
-        mut patience: Patience,
-        mut drain: ShutdownWatch,
+        patience: &mut Patience,
+        drain: &mut ShutdownWatch,
     ) {
-        if head.is_empty() {
-            match next_bytes(&mut stream, HEADER_TIMEOUT, &mut patience, &mut drain).await {
-                Some(bytes) => head = bytes,
-                None => return stream.shutdown().await,
-            }
-        }
+        let back = gate.back();
         let mut pipelined: Option<HttpPersistentSettings> = None;
         loop {
-            let mut session = ServerSession::new_http1(stream);
+            gate.next_request(pipelined.is_none().then_some(&head[..]));
+            let mut session = ServerSession::new_http1(gate);
             match pipelined.take() {
                 Some(settings) => settings.apply_to_session(&mut session),
                 None => session.set_pipelined_prefix(head),
@@ -138,17 +149,26 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             session.set_pipelining_enabled(true);
             // Here only the bound for the rest of the header; whether the connection persists is the request's say.
             session.set_keepalive(Some(HEADER_TIMEOUT.as_secs()));
-            let Some(reusable) = self.app.process_new_http(session, &drain).await else {
+            let Some(reusable) = self.app.process_new_http(session, drain).await else {
+                let held = back.lock().take();
+                if let Some(held) = held {
+                    // Boxed: every connection would have the room for it that hardly any needs.
+                    Box::pin(held.refuse(&*self.refuse)).await;
+                }
                 return;
             };
             let (idle, settings) = reusable.consume();
-            stream = idle;
+            let Ok(idle) = idle.into_any().downcast() else {
+                return;
+            };
+            gate = idle;
             head = BytesMut::new();
             pipelined = settings.filter(holds_next_request);
             if pipelined.is_none() {
-                match next_bytes(&mut stream, KEEPALIVE_TIMEOUT, &mut patience, &mut drain).await {
+                let stream = gate.stream_mut();
+                match next_bytes(stream, KEEPALIVE_TIMEOUT, patience, drain).await {
                     Some(bytes) => head = bytes,
-                    None => return stream.shutdown().await,
+                    None => return Shutdown::shutdown(stream).await,
                 }
             }
         }
@@ -157,24 +177,26 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
 
 /// Reads as much of a plain connection as tells HTTP/2 by prior knowledge from HTTP/1.
 async fn open_plain(
-    client: ClientStream,
+    client: &mut ClientStream,
     listener: &Listener,
     patience: &mut Patience,
     drain: &mut ShutdownWatch,
-) -> Option<(ClientStream, BytesMut)> {
-    let mut stream = Box::new(client) as Stream;
-    let mut head = next_bytes(&mut stream, HEADER_TIMEOUT, patience, drain).await?;
+) -> Option<BytesMut> {
+    let mut head = next_bytes(client, HEADER_TIMEOUT, patience, drain).await?;
     if listener.protocols.h2 {
         while head.len() < PREFACE.len() && PREFACE.starts_with(&head) {
-            head.unsplit(next_bytes(&mut stream, HEADER_TIMEOUT, patience, drain).await?);
+            match next_bytes(client, HEADER_TIMEOUT, patience, drain).await {
+                Some(more) => head.unsplit(more),
+                // Whatever it was to be, it is a head that broke off.
+                None => break,
+            }
+        }
+        if head.starts_with(PREFACE) {
+            client.set_prior_knowledge();
+            client.unread(std::mem::take(&mut head));
         }
     }
-    let mut client = *stream.into_any().downcast::<ClientStream>().ok()?;
-    if listener.protocols.h2 && head.starts_with(PREFACE) {
-        client.set_prior_knowledge();
-        client.unread(std::mem::take(&mut head));
-    }
-    Some((client, head))
+    Some(head)
 }
 
 /// The time limit of a connection's waits. A timer of its own for each wait would be made and thrown away with each
@@ -208,8 +230,8 @@ impl Patience {
 }
 
 /// Parks the connection until its next bytes are there. `None`: it ended, was idle for too long, or is to end.
-async fn next_bytes(
-    stream: &mut Stream,
+async fn next_bytes<S: Transport>(
+    stream: &mut S,
     limit: Duration,
     patience: &mut Patience,
     drain: &mut ShutdownWatch,
@@ -229,9 +251,9 @@ async fn next_bytes(
 }
 
 /// Reads once, with a buffer that exists only while there is something to read.
-async fn read_when_ready(stream: &mut Stream) -> io::Result<BytesMut> {
+async fn read_when_ready<S: Transport>(stream: &mut S) -> io::Result<BytesMut> {
     poll_fn(|cx| {
-        if let Some(socket) = idle_socket(stream) {
+        if let Some(socket) = stream.idle_socket() {
             ready!(socket.poll_readable(cx))?;
         }
         let mut bytes = BytesMut::with_capacity(HEAD_BUFFER);
@@ -241,16 +263,6 @@ async fn read_when_ready(stream: &mut Stream) -> io::Result<BytesMut> {
         }
     })
     .await
-}
-
-/// The socket to wait for; `None` where decrypted bytes wait already.
-fn idle_socket(stream: &Stream) -> Option<&ClientStream> {
-    let stream = stream.as_any();
-    if let Some(client) = stream.downcast_ref::<ClientStream>() {
-        return Some(client);
-    }
-    let tls = stream.downcast_ref::<SslStream<ClientStream>>()?;
-    (tls.ssl().pending() == 0).then(|| tls.get_ref())
 }
 
 fn tls_facts(stream: &SslStream<ClientStream>) -> TlsFacts {

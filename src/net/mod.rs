@@ -8,6 +8,7 @@
 //!  bind.rs         an address as written -> a listening socket, own, opened or inherited
 //!  accept.rs       one task per socket: connections in, until the listener is closed
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
+//!  gate.rs         what comes of a head that is no request
 //!  stream.rs       the bytes: what Pingora reads from and writes to
 //! ```
 
@@ -23,6 +24,7 @@ use crate::value::OneOrMany;
 pub mod accept;
 pub mod bind;
 pub mod connection;
+pub mod gate;
 pub mod stream;
 
 pub use bind::Bind;

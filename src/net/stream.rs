@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -42,6 +42,8 @@ pub struct Connection {
     pub tls: Option<TlsFacts>,
     /// The `X-Forwarded-For` of requests from here when nobody stands in between.
     pub forwarded_for: Option<HeaderValue>,
+    /// See [`Connection::admit`].
+    pub(crate) admitted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +56,21 @@ pub struct TlsFacts {
 }
 
 impl Connection {
+    /// Says that the present request was understood and what is written from now on is its answer. Whoever serves a
+    /// request that came over HTTP/1 says this first; until then, nothing that is written reaches the client.
+    pub fn admit(&self) {
+        self.set_admitted(true);
+    }
+
+    pub(super) fn set_admitted(&self, admitted: bool) {
+        // One task has the connection; with HTTP/2, where several have it, nobody asks.
+        self.admitted.store(admitted, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Relaxed)
+    }
+
     /// The address of the other end, IPv4 as such even on a socket for both.
     pub fn peer_ip(&self) -> Option<IpAddr> {
         self.peer.map(|peer| peer.ip().to_canonical())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use http::Method;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
@@ -44,10 +45,8 @@ impl HttpServerApp for Companion {
         match session.read_request().await {
             Ok(true) => {}
             Ok(false) => return None,
-            Err(e) => {
-                if matches!(e.etype, pingora::ErrorType::InvalidHTTPHeader) {
-                    send::malformed(&mut session).await;
-                }
+            Err(_) => {
+                // Answered by the gate of the connection, as no request was admitted.
                 session.shutdown().await;
                 return None;
             }
@@ -58,6 +57,7 @@ impl HttpServerApp for Companion {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
         let snapshot = self.live.load();
         let connection = Connection::of(session.digest()).unwrap_or_else(|| self.nowhere.clone());
+        connection.admit();
         let mut cx = Cx::new(Instant::now(), connection);
         cx.request_length = super::request_length(&session);
         let reply = answer(&session, &mut cx, &snapshot);
@@ -88,6 +88,10 @@ impl HttpServerApp for Companion {
 
 fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
     let request = session.req_header();
+    if request.method == Method::CONNECT {
+        cx.failure = Some(Failure::MethodNotAllowed);
+        return send::failure(Failure::MethodNotAllowed);
+    }
     let understood =
         host::normalise_into(super::authority(request).unwrap_or_default(), &mut cx.host).is_ok()
             && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::{HeaderValue, StatusCode, Version, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
@@ -24,10 +24,12 @@ use crate::router::{RequestFacts, Route};
 use crate::runtime::{Live, Snapshot};
 
 mod companion;
+mod refuse;
 mod send;
 mod status;
 
 pub use companion::Companion;
+pub use refuse::Refusals;
 
 /// How long a client may take nothing of an answer (nginx: `send_timeout`).
 const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
@@ -52,6 +54,8 @@ pub fn proxy(conf: &Arc<ServerConf>, live: Arc<Live>) -> HttpProxy<Weir> {
     );
     let mut options = pingora::apps::HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
+    // No route has it; but Pingora's own refusal would be no answer of weir's, and in no log.
+    options.allow_connect_method_proxying = true;
     proxy.server_options = Some(options);
     proxy
 }
@@ -101,6 +105,7 @@ impl ProxyHttp for Weir {
     async fn early_request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
         if let Some(connection) = Connection::of(session.digest()) {
+            connection.admit();
             x.cx.connection = connection;
         }
         x.cx.request_length = request_length(session.as_downstream());
@@ -268,6 +273,9 @@ impl ProxyHttp for Weir {
 fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), Failure> {
     let cx = &mut x.cx;
     cx.client = client(request, cx, &x.snapshot);
+    if request.method == Method::CONNECT {
+        return Err(Failure::MethodNotAllowed);
+    }
     let authority = authority(request);
     if authority.is_none() && request.version == Version::HTTP_11 {
         return Err(Failure::BadRequest); // RFC 9112 section 3.2

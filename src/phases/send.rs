@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
@@ -12,7 +12,7 @@ use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::Exchange;
 use crate::exchange::{Body, Failure, Reply};
-use crate::http::accept;
+use crate::http::{accept, date};
 
 const SERVER: HeaderValue = HeaderValue::from_static("weir");
 /// How much of a file is in memory at a time for one answer.
@@ -54,8 +54,12 @@ pub(super) async fn write(
     head: Box<ResponseHeader>,
     body: Body,
 ) -> Result<()> {
-    let head_only = session.req_header().method == Method::HEAD;
-    if head.status == StatusCode::BAD_REQUEST || head.status == StatusCode::REQUEST_TIMEOUT {
+    let method = &session.req_header().method;
+    let head_only = method == Method::HEAD;
+    if head.status == StatusCode::BAD_REQUEST
+        || head.status == StatusCode::REQUEST_TIMEOUT
+        || method == Method::CONNECT
+    {
         // What follows on this connection may not be what the client means by it.
         session.set_keepalive(None);
     }
@@ -108,19 +112,35 @@ async fn read_chunk(file: Arc<std::fs::File>, at: u64, size: usize) -> Result<By
     Ok(chunk)
 }
 
-/// Refuses what is no HTTP request, of which nothing is known but that.
-pub(super) async fn malformed(session: &mut ServerSession) {
-    let mut head = failure(Failure::BadRequest).head;
-    set_server(&mut head);
-    let _ = head.insert_header(header::CONTENT_LENGTH, 0);
-    // The client may be gone already; there is nobody else to tell.
-    let _ = session.write_error_response(*head, Bytes::new()).await;
+/// The answer to what could not be read as a request, as it goes over the wire; the connection ends with it.
+pub(super) fn refusal(head: &mut ResponseHeader, page: &Body, wall: SystemTime) -> Bytes {
+    // Static names with values made here cannot be refused.
+    if let Some(date) = date::seconds(wall).and_then(date::format) {
+        let _ = head.insert_header(header::DATE, date);
+    }
+    let _ = head.insert_header(header::CONNECTION, HeaderValue::from_static("close"));
+    let status = head.status;
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut answer = BytesMut::new();
+    answer.put_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
+    head.header_to_h1_wire(&mut answer);
+    answer.put_slice(b"\r\n");
+    if let Body::Bytes(page) = page {
+        answer.put_slice(page);
+    }
+    answer.freeze()
 }
 
 /// The answer to a request that weir ended.
 pub(super) fn failure(failure: Failure) -> Reply {
     let status = StatusCode::from_u16(failure.status());
-    Reply::empty(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
+    let mut reply = Reply::empty(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+    if failure == Failure::MethodNotAllowed {
+        // A 405 names the methods that the target has (RFC 9110 section 15.5.6); the end of a tunnel has none here.
+        let none = HeaderValue::from_static("");
+        let _ = reply.head.insert_header(header::ALLOW, none);
+    }
+    reply
 }
 
 /// Gives an error without a body a small page: JSON for clients that prefer it, HTML for all others.

@@ -142,6 +142,7 @@ fn serve(
     let (edge, edge_handle) = ListenerService::new(
         Part::Edge,
         Arc::new(proxy),
+        Arc::new(phases::Refusals::new(Part::Edge, live.clone())),
         boot.threads,
         boot.listener_tasks_per_fd,
     );
@@ -154,6 +155,7 @@ fn serve(
     let (companion, companion_handle) = ListenerService::new(
         Part::Companion,
         Arc::new(phases::Companion::new(live.clone())),
+        Arc::new(phases::Refusals::new(Part::Companion, live.clone())),
         threads,
         boot.listener_tasks_per_fd,
     );

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::net::bind::{Bind, ListenSocket};
 use crate::net::connection::Shared;
+use crate::net::gate::Refuse;
 use crate::net::{Listener, accept};
 use crate::runtime::tasks::Tasks;
 use crate::runtime::{Part, Snapshot};
@@ -162,11 +163,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
     pub fn new(
         part: Part,
         app: Arc<A>,
+        refuse: Arc<dyn Refuse>,
         threads: usize,
         tasks_per_socket: usize,
     ) -> (ListenerService<A>, Handle) {
         let (sender, events) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(app));
+        let shared = Arc::new(Shared::new(app, refuse));
         let handle = Handle {
             part,
             events: sender,

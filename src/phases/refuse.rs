@@ -1,0 +1,71 @@
+//! What never became a request: answered and logged here, since no phase hears of it.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use pingora::http::RequestHeader;
+
+use super::send;
+use crate::exchange::vars::View;
+use crate::exchange::{Body, Cx, Failure, Reply};
+use crate::net::gate::{Cause, Refuse, Refused};
+use crate::runtime::{Live, Part};
+
+/// Refuses for one of the two services.
+pub struct Refusals {
+    part: Part,
+    live: Arc<Live>,
+}
+
+impl Refusals {
+    pub fn new(part: Part, live: Arc<Live>) -> Refusals {
+        Refusals { part, live }
+    }
+}
+
+impl Refuse for Refusals {
+    fn refuse(&self, refused: &Refused<'_>) -> Bytes {
+        let failure = match refused.cause {
+            Cause::Malformed => Failure::BadRequest,
+            Cause::TimedOut => Failure::ClientTimeout,
+            Cause::Closed => Failure::ClientClosed,
+        };
+        let snapshot = self.live.load();
+        let mut cx = Cx::new(Instant::now(), refused.connection.clone());
+        cx.failure = Some(failure);
+        cx.unread = Some(refused.line.into());
+        cx.request_length = refused.length;
+        // Nothing that a header of the request could ask for is known.
+        let request = RequestHeader::build("GET", b"/", Some(0)).expect("a valid request line");
+        let wall = SystemTime::now();
+        let mut response = None;
+        let mut answer = Bytes::new();
+        if failure.reaches_client() {
+            let Reply { mut head, mut body } = send::with_page(send::failure(failure), &request);
+            send::set_server(&mut head);
+            if self.part == Part::Edge {
+                let policies = &snapshot.router.chain;
+                policies.response(&cx, &request, &mut head, wall);
+            }
+            if refused.line.starts_with(b"HEAD ") {
+                body = Body::Empty;
+            }
+            answer = send::refusal(&mut head, &body, wall);
+            cx.status = head.status.as_u16();
+            cx.body_bytes_sent = body.length();
+            cx.bytes_sent = answer.len() as u64;
+            response = Some(head);
+        }
+        if let Some(access) = &snapshot.log.access {
+            cx.ended = Some(Instant::now());
+            access.log(&View {
+                cx: &cx,
+                request: &request,
+                response: response.as_deref(),
+                wall,
+            });
+        }
+        answer
+    }
+}
