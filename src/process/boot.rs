@@ -3,7 +3,6 @@
 //! The order matters: fork before any thread exists; open sockets, logs and the pid file while still root; only then
 //! become the user, and only then start threads.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -17,23 +16,25 @@ use super::signals::{self, Signals};
 use super::upgrade::{Receiver, Sockets, Successor};
 use crate::net::bind::{Bind, ListenSocket};
 use crate::phases;
-use crate::runtime::reload::Reloader;
+use crate::runtime::reload::{Reloader, Source};
 use crate::runtime::{Boot, Live, Part, Plan};
 
 /// How to start, from the command line.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct How {
     /// Go to the background (`-d`).
     pub daemon: bool,
     /// Take the listening sockets of the running process (`-u`).
     pub upgrade: bool,
+    /// Said on standard error once the sockets are open.
+    pub greeting: Option<String>,
 }
 
 /// Runs until told to stop.
 ///
 /// # Errors
 /// When the process cannot start: a socket, a file, a user. What is wrong in the configuration was found before.
-pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
+pub fn run(source: Source, plan: Plan, how: How) -> anyhow::Result<()> {
     let Plan { boot, snapshot } = plan;
     let background = match how.daemon || boot.daemon {
         true => Some(daemon::fork(
@@ -59,8 +60,11 @@ pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
     if let Some(background) = background {
         background.ready()?;
     }
+    if let Some(greeting) = how.greeting {
+        eprintln!("weir: {greeting}");
+    }
     let live = serve(
-        file,
+        source,
         boot,
         Arc::new(snapshot),
         opened,
@@ -126,7 +130,7 @@ fn open_all(
 }
 
 fn serve(
-    file: PathBuf,
+    source: Source,
     boot: Boot,
     snapshot: Arc<crate::runtime::Snapshot>,
     opened: Vec<(Part, Opened)>,
@@ -181,8 +185,12 @@ fn serve(
         env!("CARGO_PKG_VERSION"),
         std::process::id()
     );
-    let upgrade_sock = boot.upgrade_sock.clone();
-    let reloader = Arc::new(Reloader::new(file, boot, live.clone()));
+    // A process without a file has no successor; whoever waits on the default path waits for another one.
+    let upgrade_sock = match source {
+        Source::File(_) => Some(boot.upgrade_sock.clone()),
+        Source::Text { .. } => None,
+    };
+    let reloader = Arc::new(Reloader::new(source, boot, live.clone()));
     let signals = Signals {
         reloader,
         services,

@@ -10,7 +10,7 @@ use crate::runtime::reload::Reloader;
 
 /// Reloads, or reports why not; then nothing has changed.
 pub(super) fn reload(reloader: &Reloader, services: &[Handle], logs: &Logs) {
-    let file = reloader.file().display();
+    let file = reloader.source();
     let (snapshot, warnings) = match reloader.prepare() {
         Ok(prepared) => prepared,
         Err(issues) => {

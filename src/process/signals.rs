@@ -52,7 +52,8 @@ pub struct Signals {
     /// The edge, then the companion.
     pub services: Vec<Handle>,
     pub logs: Arc<Logs>,
-    pub upgrade_sock: std::path::PathBuf,
+    /// Where a new process would wait for the sockets.
+    pub upgrade_sock: Option<std::path::PathBuf>,
 }
 
 #[async_trait]
@@ -117,7 +118,9 @@ impl Signals {
 
     async fn hand_over(&self) -> std::io::Result<Handover> {
         let services = self.services.clone();
-        let path = self.upgrade_sock.clone();
+        let Some(path) = self.upgrade_sock.clone() else {
+            return Ok(Handover::Nobody);
+        };
         let hand_over = move || {
             let mut sockets = Vec::new();
             for service in &services {

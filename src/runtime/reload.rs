@@ -2,12 +2,33 @@
 //!
 //! One transaction: everything is loaded and checked before anything changes; one mistake, and nothing does.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Boot, Live, Plan, Snapshot, compile};
 use crate::config::{Config, load};
 use crate::issue::{At, Issues, Sources};
+
+/// Where a configuration is read from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    File(PathBuf),
+    /// No file, but what the command line stands for; `name` takes the file's place in messages.
+    Text {
+        name: &'static str,
+        text: String,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::File(file) => file.display().fmt(f),
+            Source::Text { name, .. } => f.write_str(name),
+        }
+    }
+}
 
 /// A file that can be run.
 pub struct Loaded {
@@ -18,17 +39,20 @@ pub struct Loaded {
     pub sources: Sources,
 }
 
-/// Loads and compiles a file, on top of what runs if something does.
+/// Loads and compiles a document, on top of what runs if something does.
 ///
 /// # Errors
 /// All that is wrong in the file, located. Where single values are wrong, the rest is compiled all the same, so that
 /// nobody learns of a missing certificate only after an unknown key is gone. Warnings wait until there is no error.
-pub fn load(file: &Path, previous: Option<&Snapshot>) -> Result<Loaded, Issues> {
+pub fn load(source: &Source, previous: Option<&Snapshot>) -> Result<Loaded, Issues> {
     let load::Reading {
         document,
         mut issues,
         sources,
-    } = load::load::<Config>(file);
+    } = match source {
+        Source::File(file) => load::load::<Config>(file),
+        Source::Text { name, text } => load::parse(Path::new(name), text),
+    };
     let mut plan = None;
     if let Some(config) = document {
         let (compiled, found) = compile(&config, &sources, previous);
@@ -51,18 +75,18 @@ pub fn load(file: &Path, previous: Option<&Snapshot>) -> Result<Loaded, Issues> 
 
 /// What a reload starts from.
 pub struct Reloader {
-    file: PathBuf,
+    source: Source,
     boot: Boot,
     live: Arc<Live>,
 }
 
 impl Reloader {
-    pub fn new(file: PathBuf, boot: Boot, live: Arc<Live>) -> Reloader {
-        Reloader { file, boot, live }
+    pub fn new(source: Source, boot: Boot, live: Arc<Live>) -> Reloader {
+        Reloader { source, boot, live }
     }
 
-    pub fn file(&self) -> &Path {
-        &self.file
+    pub fn source(&self) -> &Source {
+        &self.source
     }
 
     pub fn live(&self) -> &Live {
@@ -78,7 +102,7 @@ impl Reloader {
             plan,
             warnings,
             sources,
-        } = load(&self.file, Some(&self.live.load()))?;
+        } = load(&self.source, Some(&self.live.load()))?;
         let mut refused = Issues::default();
         for key in self.boot.differences(&plan.boot) {
             refused
