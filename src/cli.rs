@@ -158,7 +158,7 @@ fn run(source: Source, how: How) -> ExitCode {
         Err(issues) => return refuse(&issues),
     };
     print_issues(&loaded.warnings);
-    match process::run(source, loaded.plan, how) {
+    match process::run(source, loaded, how) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("weir: {e:#}");

@@ -54,10 +54,10 @@ pub struct Shared<A> {
 }
 
 impl<A> Shared<A> {
-    pub fn new(app: Arc<A>) -> Shared<A> {
+    pub fn new(app: Arc<A>, open: Arc<AtomicUsize>) -> Shared<A> {
         Shared {
             app,
-            open: Arc::default(),
+            open,
             accepted: AtomicU64::new(0),
         }
     }

@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Absence, Member, Pool};
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolStatus {
     pub name: String,
     /// How many members are up.
@@ -14,7 +14,7 @@ pub struct PoolStatus {
     pub members: Vec<MemberStatus>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberStatus {
     pub backend: String,
     pub weight: u32,
@@ -42,7 +42,7 @@ pub struct MemberStatus {
 }
 
 /// Whether a member gets requests, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Up,
@@ -55,7 +55,7 @@ pub enum State {
 }
 
 /// The last probe of a member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeStatus {
     /// When it ended, in seconds since 1970.
     pub at: u64,

@@ -16,7 +16,7 @@ use crate::net::bind::{Bind, ListenSocket};
 use crate::net::connection::Shared;
 use crate::net::{Listener, accept};
 use crate::runtime::tasks::Tasks;
-use crate::runtime::{Part, Snapshot};
+use crate::runtime::{Live, Part, Snapshot};
 
 /// Sockets that are open but not yet served, by address.
 pub type Opened = HashMap<Bind, ListenSocket>;
@@ -162,11 +162,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
     pub fn new(
         part: Part,
         app: Arc<A>,
+        live: &Live,
         threads: usize,
         tasks_per_socket: usize,
     ) -> (ListenerService<A>, Handle) {
         let (sender, events) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(app));
+        let shared = Arc::new(Shared::new(app, live.open(part).clone()));
         let handle = Handle {
             part,
             events: sender,

@@ -6,9 +6,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use super::changes::Changes;
 use super::{Boot, Live, Plan, Snapshot, compile};
 use crate::config::{Config, load};
 use crate::issue::{At, Issues, Sources};
+use crate::net::Bind;
 
 /// Where a configuration is read from.
 #[derive(Clone, Debug)]
@@ -30,8 +34,32 @@ impl fmt::Display for Source {
     }
 }
 
+impl Source {
+    fn read(&self) -> load::Reading<Config> {
+        match self {
+            Source::File(file) => load::load(file),
+            Source::Text { name, text } => load::parse(Path::new(name), text),
+        }
+    }
+
+    /// Where the process that runs on this would be spoken to, if anywhere. Mistakes do not matter where it can be told
+    /// all the same: they may be what one wants to speak about.
+    ///
+    /// # Errors
+    /// When it cannot, which may be due to the mistakes.
+    pub fn admin_socket(&self) -> Result<Option<Bind>, Issues> {
+        let reading = self.read();
+        let config = reading.document.unwrap_or_default();
+        match super::compile::admin_socket(&config, &reading.sources) {
+            None if reading.issues.has_errors() => Err(reading.issues),
+            socket => Ok(socket),
+        }
+    }
+}
+
 /// A file that can be run.
 pub struct Loaded {
+    pub config: Config,
     pub plan: Plan,
     /// What is hardly meant in it.
     pub warnings: Issues,
@@ -49,19 +77,17 @@ pub fn load(source: &Source, previous: Option<&Snapshot>) -> Result<Loaded, Issu
         document,
         mut issues,
         sources,
-    } = match source {
-        Source::File(file) => load::load::<Config>(file),
-        Source::Text { name, text } => load::parse(Path::new(name), text),
-    };
-    let mut plan = None;
+    } = source.read();
+    let mut good = None;
     if let Some(config) = document {
-        let (compiled, found) = compile(&config, &sources, previous);
-        plan = compiled;
+        let (plan, found) = compile(&config, &sources, previous);
+        good = plan.map(|plan| (config, plan));
         issues.append(found);
         issues.locate(&sources);
     }
-    match plan {
-        Some(plan) if !issues.has_errors() => Ok(Loaded {
+    match good {
+        Some((config, plan)) if !issues.has_errors() => Ok(Loaded {
+            config,
             plan,
             warnings: issues,
             sources,
@@ -78,11 +104,27 @@ pub struct Reloader {
     source: Source,
     boot: Boot,
     live: Arc<Live>,
+    /// What the live snapshot was made from.
+    config: Mutex<Config>,
+}
+
+/// The next configuration, ready to go live.
+pub struct Prepared {
+    pub snapshot: Snapshot,
+    pub warnings: Issues,
+    /// What is different from the one that runs.
+    pub changes: Changes,
+    config: Config,
 }
 
 impl Reloader {
-    pub fn new(source: Source, boot: Boot, live: Arc<Live>) -> Reloader {
-        Reloader { source, boot, live }
+    pub fn new(source: Source, config: Config, boot: Boot, live: Arc<Live>) -> Reloader {
+        Reloader {
+            source,
+            boot,
+            live,
+            config: Mutex::new(config),
+        }
     }
 
     pub fn source(&self) -> &Source {
@@ -93,16 +135,18 @@ impl Reloader {
         &self.live
     }
 
-    /// The next snapshot, ready to go live, and warnings. Reads files and looks names up: blocks.
+    /// Makes the next snapshot of what the file says now. Reads files and looks names up: blocks.
     ///
     /// # Errors
     /// All that is wrong in the file, or keys that only a new process can take.
-    pub fn prepare(&self) -> Result<(Snapshot, Issues), Issues> {
+    pub fn prepare(&self) -> Result<Prepared, Issues> {
+        let live = self.live.load();
         let Loaded {
+            config,
             plan,
             warnings,
             sources,
-        } = load(&self.source, Some(&self.live.load()))?;
+        } = load(&self.source, Some(&live))?;
         let mut refused = Issues::default();
         for key in self.boot.differences(&plan.boot) {
             refused
@@ -113,6 +157,22 @@ impl Reloader {
             refused.locate(&sources);
             return Err(refused);
         }
-        Ok((plan.snapshot, warnings))
+        let mut changes = Changes::between(&self.config.lock(), &config);
+        changes.in_certificates(&live.certificates, &plan.snapshot.certificates);
+        Ok(Prepared {
+            snapshot: plan.snapshot,
+            warnings,
+            changes,
+            config,
+        })
+    }
+
+    /// Makes it the live one.
+    pub fn commit(&self, prepared: Prepared) -> Arc<Snapshot> {
+        let snapshot = Arc::new(prepared.snapshot);
+        snapshot.present_certificates();
+        self.live.store(snapshot.clone());
+        *self.config.lock() = prepared.config;
+        snapshot
     }
 }
