@@ -1,7 +1,7 @@
 //! The command line.
 //!
 //! `-c -t -d -u` are Pingora's own options (its `Opt` is embedded), with weir's check behind `-t`. Exit status: 0
-//! success, 1 bad configuration, 2 bad usage, 3 could not start.
+//! success, 1 bad configuration, 2 bad usage, 3 could not start or reach a running process.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ use crate::router::RequestFacts;
 use crate::runtime::reload::{self, Source};
 
 mod quick;
+mod remote;
 
 const EXIT_BAD_CONFIG: u8 = 1;
 const EXIT_BAD_USAGE: u8 = 2;
@@ -37,7 +38,8 @@ const DEFAULT_FILES: [&str; 2] = ["conf/weir.yaml", "/etc/weir/weir.yaml"];
         /etc/weir/weir.yaml.\n\n\
         Signals: HUP reloads the configuration, USR1 reopens log files, TERM ends when all requests \
         are done, QUIT hands the sockets to a waiting `weir -u` first, INT ends at once.",
-    after_help = "Exit status: 0 success, 1 bad configuration, 2 bad usage, 3 could not start."
+    after_help = "Exit status: 0 success, 1 bad configuration, 2 bad usage, 3 could not start, or \
+        not reach a running process."
 )]
 struct Cli {
     #[command(flatten)]
@@ -56,6 +58,16 @@ enum Command {
     Route(Route),
     /// Print the JSON Schema of the configuration language
     Schema,
+    /// Say how a running weir is doing: its pools, and who of them is up
+    Status(remote::Status),
+    /// Have a running weir read its configuration again; print what changed, or the mistakes
+    Reload(remote::Reload),
+    /// Take a member of a pool out: no new requests, running ones end
+    Drain(remote::Drain),
+    /// Give a drained member requests again
+    Undrain(remote::Drain),
+    /// End a running weir when its requests are done, and wait for it
+    Stop(remote::Stop),
 }
 
 #[derive(Args)]
@@ -103,9 +115,15 @@ pub fn main() -> ExitCode {
     match (command, source) {
         (Some(Command::Proxy(proxy)), _) => quick_proxy(&proxy, &options),
         (Some(Command::Schema), _) => schema(),
+        (Some(Command::Status(command)), source) => remote::status(&command, source.as_ref()),
+        (Some(Command::Reload(command)), source) => remote::reload(&command, source.as_ref()),
+        (Some(Command::Drain(command)), source) => remote::drain(&command, true, source.as_ref()),
+        (Some(Command::Undrain(command)), source) => {
+            remote::drain(&command, false, source.as_ref())
+        }
+        (Some(Command::Stop(command)), source) => remote::stop(&command, source.as_ref()),
         (_, None) => {
-            let [here, there] = DEFAULT_FILES;
-            eprintln!("weir: there is neither {here} nor {there}; name a configuration with -c");
+            no_file();
             ExitCode::from(EXIT_BAD_USAGE)
         }
         (Some(Command::Check(wanted)), Some(source)) => check(&source, wanted.json),
@@ -127,6 +145,11 @@ fn default_file() -> Option<PathBuf> {
         .map(PathBuf::from)
         .into_iter()
         .find(|file| file.exists())
+}
+
+fn no_file() {
+    let [here, there] = DEFAULT_FILES;
+    eprintln!("weir: there is neither {here} nor {there}; name a configuration with -c");
 }
 
 fn quick_proxy(proxy: &quick::Proxy, options: &Opt) -> ExitCode {

@@ -30,6 +30,7 @@ mod http2;
 mod tls;
 
 // the process
+mod admin; // status, reload, drain, stop
 mod logs; // access log, error log, reopening
 mod reload;
 mod shutdown;
