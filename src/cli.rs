@@ -1,10 +1,10 @@
 //! The command line.
 //!
 //! `-c -t -d -u` are Pingora's own options (its `Opt` is embedded), with weir's check behind `-t`. Exit status: 0
-//! success, 1 bad configuration, 2 bad usage, 3 could not start.
+//! success, 1 bad configuration, 2 bad usage, 3 could not start or reach a running process.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -17,7 +17,10 @@ use crate::http::{host, path};
 use crate::issue::Issues;
 use crate::process::{self, How};
 use crate::router::RequestFacts;
-use crate::runtime::reload;
+use crate::runtime::reload::{self, Source};
+
+mod quick;
+mod remote;
 
 const EXIT_BAD_CONFIG: u8 = 1;
 const EXIT_BAD_USAGE: u8 = 2;
@@ -35,7 +38,8 @@ const DEFAULT_FILES: [&str; 2] = ["conf/weir.yaml", "/etc/weir/weir.yaml"];
         /etc/weir/weir.yaml.\n\n\
         Signals: HUP reloads the configuration, USR1 reopens log files, TERM ends when all requests \
         are done, QUIT hands the sockets to a waiting `weir -u` first, INT ends at once.",
-    after_help = "Exit status: 0 success, 1 bad configuration, 2 bad usage, 3 could not start."
+    after_help = "Exit status: 0 success, 1 bad configuration, 2 bad usage, 3 could not start, or \
+        not reach a running process."
 )]
 struct Cli {
     #[command(flatten)]
@@ -46,12 +50,24 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a balanced, health-checked proxy without a file
+    Proxy(quick::Proxy),
     /// Test the configuration; show all mistakes or, when there are none, warnings
     Check(Check),
     /// Say which site, route, policies and action a request would take, and why
     Route(Route),
     /// Print the JSON Schema of the configuration language
     Schema,
+    /// Say how a running weir is doing: its pools, and who of them is up
+    Status(remote::Status),
+    /// Have a running weir read its configuration again; print what changed, or the mistakes
+    Reload(remote::Reload),
+    /// Take a member of a pool out: no new requests, running ones end
+    Drain(remote::Drain),
+    /// Give a drained member requests again
+    Undrain(remote::Drain),
+    /// End a running weir when its requests are done, and wait for it
+    Stop(remote::Stop),
 }
 
 #[derive(Args)]
@@ -93,30 +109,32 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => e.exit(),
     };
-    let file = cli
-        .options
-        .conf
-        .as_deref()
-        .map(PathBuf::from)
-        .or_else(default_file);
-    if let Some(Command::Schema) = cli.command {
-        return schema();
-    }
-    let Some(file) = file else {
-        let [here, there] = DEFAULT_FILES;
-        eprintln!("weir: there is neither {here} nor {there}; name a configuration with -c");
-        return ExitCode::from(EXIT_BAD_USAGE);
-    };
-    match cli.command {
-        Some(Command::Check(check_options)) => check(&file, check_options.json),
-        Some(Command::Route(request)) => route(&file, &request),
-        Some(Command::Schema) => schema(),
-        None if cli.options.test => test(&file),
-        None => run(
-            file,
+    let Cli { options, command } = cli;
+    let file = options.conf.as_deref().map(PathBuf::from);
+    let source = file.or_else(default_file).map(Source::File);
+    match (command, source) {
+        (Some(Command::Proxy(proxy)), _) => quick_proxy(&proxy, &options),
+        (Some(Command::Schema), _) => schema(),
+        (Some(Command::Status(command)), source) => remote::status(&command, source.as_ref()),
+        (Some(Command::Reload(command)), source) => remote::reload(&command, source.as_ref()),
+        (Some(Command::Drain(command)), source) => remote::drain(&command, true, source.as_ref()),
+        (Some(Command::Undrain(command)), source) => {
+            remote::drain(&command, false, source.as_ref())
+        }
+        (Some(Command::Stop(command)), source) => remote::stop(&command, source.as_ref()),
+        (_, None) => {
+            no_file();
+            ExitCode::from(EXIT_BAD_USAGE)
+        }
+        (Some(Command::Check(wanted)), Some(source)) => check(&source, wanted.json),
+        (Some(Command::Route(request)), Some(source)) => route(&source, &request),
+        (None, Some(source)) if options.test => test(&source),
+        (None, Some(source)) => run(
+            source,
             How {
-                daemon: cli.options.daemon,
-                upgrade: cli.options.upgrade,
+                daemon: options.daemon,
+                upgrade: options.upgrade,
+                greeting: None,
             },
         ),
     }
@@ -129,15 +147,41 @@ fn default_file() -> Option<PathBuf> {
         .find(|file| file.exists())
 }
 
-fn run(file: PathBuf, how: How) -> ExitCode {
+fn no_file() {
+    let [here, there] = DEFAULT_FILES;
+    eprintln!("weir: there is neither {here} nor {there}; name a configuration with -c");
+}
+
+fn quick_proxy(proxy: &quick::Proxy, options: &Opt) -> ExitCode {
+    if options.conf.is_some() || options.test || options.daemon || options.upgrade {
+        eprintln!(
+            "weir: `weir proxy` takes none of -c -t -d -u; for a server that stays, save what `--print` shows, and run that"
+        );
+        return ExitCode::from(EXIT_BAD_USAGE);
+    }
+    if proxy.print {
+        let _ = write!(std::io::stdout().lock(), "{}", proxy.document());
+        return ExitCode::SUCCESS;
+    }
+    let how = How {
+        greeting: Some(proxy.greeting()),
+        ..How::default()
+    };
+    run(proxy.source(), how)
+}
+
+fn run(source: Source, how: How) -> ExitCode {
     // The background process leaves this folder; all paths in the file are relative to the file's own.
-    let file = std::path::absolute(&file).unwrap_or(file);
-    let loaded = match reload::load(&file, None) {
+    let source = match source {
+        Source::File(file) => Source::File(std::path::absolute(&file).unwrap_or(file)),
+        text => text,
+    };
+    let loaded = match reload::load(&source, None) {
         Ok(loaded) => loaded,
         Err(issues) => return refuse(&issues),
     };
     print_issues(&loaded.warnings);
-    match process::run(file, loaded.plan, how) {
+    match process::run(source, loaded, how) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("weir: {e:#}");
@@ -146,22 +190,22 @@ fn run(file: PathBuf, how: How) -> ExitCode {
     }
 }
 
-fn test(file: &Path) -> ExitCode {
-    match reload::load(file, None) {
+fn test(source: &Source) -> ExitCode {
+    match reload::load(source, None) {
         Ok(loaded) => {
             print_issues(&loaded.warnings);
-            eprintln!("{}: the configuration is good", file.display());
+            eprintln!("{source}: the configuration is good");
             ExitCode::SUCCESS
         }
         Err(issues) => refuse(&issues),
     }
 }
 
-fn check(file: &Path, json: bool) -> ExitCode {
+fn check(source: &Source, json: bool) -> ExitCode {
     if !json {
-        return test(file);
+        return test(source);
     }
-    let (issues, status) = match reload::load(file, None) {
+    let (issues, status) = match reload::load(source, None) {
         Ok(loaded) => (loaded.warnings, ExitCode::SUCCESS),
         Err(issues) => (issues, ExitCode::from(EXIT_BAD_CONFIG)),
     };
@@ -199,8 +243,8 @@ fn print_json(value: &impl serde::Serialize) {
     let _ = printed.and_then(|()| writeln!(out));
 }
 
-fn route(file: &Path, request: &Route) -> ExitCode {
-    let snapshot = match reload::load(file, None) {
+fn route(source: &Source, request: &Route) -> ExitCode {
+    let snapshot = match reload::load(source, None) {
         Ok(loaded) => loaded.plan.snapshot,
         Err(issues) => return refuse(&issues),
     };

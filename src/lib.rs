@@ -22,6 +22,9 @@
 //!  phases/           logging         access log  (log/access.rs)
 //! ```
 //!
+//! Beside them, for operators: `weir status` and its like -> `admin/` (a unix socket) -> `process/`, which carries out
+//! what is ordered there in turn with its signals.
+//!
 //! # Layers
 //!
 //! Modules stand below in layer order; a module imports from the layers above it in this list, never from
@@ -49,7 +52,8 @@ pub mod router;
 pub mod config;
 // layer 6: the running thing
 pub mod runtime;
-// layer 7
+// layer 7: who asks of it; neither knows the other
+pub mod admin;
 pub mod phases;
 // layer 8
 pub mod process;

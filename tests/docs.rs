@@ -48,7 +48,8 @@ fn surroundings(block: &str) -> Setup {
 
 /// The document of which `block` is a part.
 fn whole(block: &str) -> String {
-    const SECTIONS: [&str; 12] = [
+    const SECTIONS: [&str; 13] = [
+        "admin",
         "version",
         "threads",
         "pid_file",

@@ -10,6 +10,7 @@ mod layers; // who imports whom
 // the file and the command line
 mod cli; // run, -t, check, route, schema
 mod config; // config/*.case: one mistake each
+mod quick_start; // weir proxy
 
 // the way of a request
 mod actions; // redirect, respond, status
@@ -29,6 +30,7 @@ mod http2;
 mod tls;
 
 // the process
+mod admin; // status, reload, drain, stop
 mod logs; // access log, error log, reopening
 mod reload;
 mod shutdown;

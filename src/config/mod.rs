@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use crate::filter::Filters;
 use crate::router::config::Site;
 use crate::value::keys::{self, Keyed};
-use crate::value::{Cidr, OneOrMany};
+use crate::value::{Cidr, OneOrMany, OrOff};
 use crate::{handler, log, net, pool};
 
 mod de;
@@ -66,6 +66,17 @@ pub struct Config {
     /// Companion static-file services: own listeners, own Pingora service, nothing but files.
     #[serde(rename = "static")]
     pub statics: IndexMap<String, Static>,
+    /// The socket over which `weir status`, `reload`, `drain`, `undrain` and `stop` speak to this process, or `off`.
+    /// Default: `admin.sock` beside `pid_file`; without a `pid_file`, off.
+    pub admin: Option<OrOff<Admin>>,
+}
+
+/// The admin socket: HTTP with JSON, for weir's own commands and for programs.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// A unix socket: `unix:/run/weir/admin.sock`. Only the user that weir runs as, and root, may connect.
+    pub bind: net::Bind,
 }
 
 /// One companion static-file service: `static.NAME`.

@@ -126,7 +126,11 @@ impl Attempts {
     /// The member's final header is there.
     pub fn header(&mut self, cx: &mut Cx, response: &ResponseHeader, now: Instant) {
         if let Some(this) = cx.tries.last_mut() {
-            this.header = Some(now - this.started);
+            let latency = now - this.started;
+            if let Some(member) = &self.member {
+                member.load().observe(latency);
+            }
+            this.header = Some(latency);
             this.status = response.status.as_u16();
         }
     }

@@ -110,6 +110,19 @@ impl Bind {
     /// # Errors
     /// What the kernel says: the address is in use or not of this machine, no permission for the port or path.
     pub fn listen(&self) -> io::Result<ListenSocket> {
+        // As nginx: whoever may enter the folder may connect.
+        self.listen_with(0o666)
+    }
+
+    /// As [`Bind::listen`]; to a unix socket only this user, and root, may connect.
+    ///
+    /// # Errors
+    /// As [`Bind::listen`].
+    pub fn listen_private(&self) -> io::Result<ListenSocket> {
+        self.listen_with(0o600)
+    }
+
+    fn listen_with(&self, mode: u32) -> io::Result<ListenSocket> {
         let socket = match self {
             Bind::Tcp(addr) => tcp(*addr, true)?,
             // Kernels without IPv6 exist: there `:PORT` means all of IPv4.
@@ -123,8 +136,7 @@ impl Bind {
                 remove_stale(path)?;
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 socket.bind(&SockAddr::unix(path)?)?;
-                // As nginx: whoever may enter the folder may connect.
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
                 socket
             }
         };

@@ -56,11 +56,11 @@ pub struct Shared<A> {
 }
 
 impl<A> Shared<A> {
-    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>) -> Shared<A> {
+    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>, open: Arc<AtomicUsize>) -> Shared<A> {
         Shared {
             app,
             refuse,
-            open: Arc::default(),
+            open,
             accepted: AtomicU64::new(0),
         }
     }

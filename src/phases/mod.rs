@@ -116,7 +116,7 @@ impl ProxyHttp for Weir {
     }
 
     async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
-        let reply = match answer(session.req_header(), x).await {
+        let reply = match answer(session.req_header(), x, &self.live).await {
             Some(reply) => reply,
             None => return Ok(false),
         };
@@ -333,7 +333,7 @@ fn client(request: &RequestHeader, cx: &Cx, snapshot: &Snapshot) -> Option<std::
 }
 
 /// The answer that needs no backend; `None` when the request is to be proxied.
-async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
+async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Option<Reply> {
     if let Some(failure) = x.cx.failure {
         return Some(send::failure(failure));
     }
@@ -349,7 +349,7 @@ async fn answer(request: &RequestHeader, x: &mut Exchange) -> Option<Reply> {
         }
     };
     let outcome = match flow {
-        Flow::Continue => act(&route, request, x),
+        Flow::Continue => act(&route, request, x, live),
         Flow::Reply(reply) => Ok(Some(reply)),
         Flow::Fail(failure) => Err(failure),
     };
@@ -363,6 +363,7 @@ fn act(
     route: &Route,
     request: &RequestHeader,
     x: &Exchange,
+    live: &Live,
 ) -> std::result::Result<Option<Reply>, Failure> {
     let view = || View {
         cx: &x.cx,
@@ -381,7 +382,7 @@ fn act(
         }
         Handler::Redirect(redirect) => redirect.reply(&view()).map(Some),
         Handler::Respond(respond) => respond.reply(&view()).map(Some),
-        Handler::Status => Ok(Some(status::reply(&x.snapshot))),
+        Handler::Status => Ok(Some(status::reply(live))),
     }
 }
 

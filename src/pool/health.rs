@@ -9,7 +9,6 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -303,12 +302,14 @@ impl fmt::Display for Expected<'_> {
 }
 
 /// What Pingora's `LoadBalancer` calls: probes members, and takes those that are down out of the turns.
+///
+/// Each check tells Pingora the state that the member is in, which one check is enough to believe. Counting to `rise`
+/// and `fall` is done here: Pingora takes every backend that it does not know for one that is up, and has no way to be
+/// told otherwise, be it after a reload or before the first probe.
 pub struct Checker {
     pool: Arc<str>,
     checks: Checks,
     roster: Arc<Roster>,
-    /// Until Pingora was told which members are down already: see `load_balancer` of the pool.
-    replaying: Arc<AtomicBool>,
 }
 
 impl Checker {
@@ -317,13 +318,7 @@ impl Checker {
             pool,
             checks,
             roster,
-            replaying: Arc::new(AtomicBool::new(true)),
         }
-    }
-
-    /// While this is set, a check repeats the state that a member has, and one is enough to believe it.
-    pub fn replaying(&self) -> Arc<AtomicBool> {
-        self.replaying.clone()
     }
 
     async fn probe(&self, member: &Member) -> Result<(), String> {
@@ -334,21 +329,34 @@ impl Checker {
         }
     }
 
-    /// What an operator is told when a member has gone up or down.
-    fn news(&self, member: &Member) -> (log::Level, String) {
+    /// What follows from a probe.
+    fn take_in(&self, member: &Member, result: Result<(), String>, now: Instant, wall: SystemTime) {
+        let result = result.map_err(Arc::from);
+        let (rise, fall) = (self.checks.rise, self.checks.fall);
+        if let Some(probes) = member.health().observe(result, rise, fall, wall) {
+            self.roster.refresh(now);
+            let (level, text) = self.news(member, probes);
+            log::log!(target: "weir::health", level, "{text}");
+        }
+    }
+
+    /// What an operator is told when a member has gone up or down by so many probes.
+    fn news(&self, member: &Member, probes: u32) -> (log::Level, String) {
         let members = self.roster.members();
-        let up = members.iter().filter(|m| m.health().is_up()).count();
+        let up = members.iter().filter(|m| m.absence().is_none()).count();
         let (level, state) = if member.health().is_up() {
-            let probes = probes(self.checks.rise, "passed");
-            (log::Level::Info, format!("up ({probes})"))
+            (
+                log::Level::Info,
+                format!("up ({})", counted(probes, "passed")),
+            )
         } else {
             let reason = member.health().record().reason.unwrap_or_default();
-            let probes = probes(self.checks.fall, "failed");
             let level = if up == 0 {
                 log::Level::Error
             } else {
                 log::Level::Warn
             };
+            let probes = counted(probes, "failed");
             (level, format!("down: {reason} ({probes})"))
         };
         let (pool, name, all) = (&self.pool, member.backend(), members.len());
@@ -357,7 +365,7 @@ impl Checker {
     }
 }
 
-fn probes(count: u32, which: &str) -> String {
+fn counted(count: u32, which: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {which} probe{plural}")
 }
@@ -368,48 +376,17 @@ impl HealthCheck for Checker {
         let Some(member) = member_of(target) else {
             return Error::e_explain(ErrorType::InternalError, "a backend that is no member");
         };
-        if self.replaying.load(Ordering::Relaxed) {
-            return match member.health().is_up() {
-                true => Ok(()),
-                false => Error::e_explain(FAILED, "as before the reload"),
-            };
-        }
-        match self.probe(&member).await {
-            Ok(()) => {
-                member.health().passed();
-                Ok(())
-            }
-            Err(reason) => {
-                member.health().failed(reason.as_str().into());
-                Error::e_explain(FAILED, reason)
-            }
-        }
-    }
-
-    async fn health_status_change(&self, target: &Backend, healthy: bool) {
-        if self.replaying.load(Ordering::Relaxed) {
-            return;
-        }
-        let Some(member) = member_of(target) else {
-            return;
-        };
+        let result = self.probe(&member).await;
         // Pingora's loop brings no time along.
-        member.health().change(healthy, SystemTime::now());
-        self.roster.refresh(Instant::now());
-        let (level, text) = self.news(&member);
-        log::log!(target: "weir::health", level, "{text}");
+        self.take_in(&member, result, Instant::now(), SystemTime::now());
+        match member.health().is_up() {
+            true => Ok(()),
+            false => Error::e_explain(DOWN, "see the state of the member"),
+        }
     }
 
-    fn health_threshold(&self, success: bool) -> usize {
-        if self.replaying.load(Ordering::Relaxed) {
-            return 1;
-        }
-        let threshold = if success {
-            self.checks.rise
-        } else {
-            self.checks.fall
-        };
-        threshold as usize
+    fn health_threshold(&self, _success: bool) -> usize {
+        1
     }
 
     fn backend_summary(&self, target: &Backend) -> String {
@@ -417,7 +394,7 @@ impl HealthCheck for Checker {
     }
 }
 
-const FAILED: ErrorType = ErrorType::Custom("ProbeFailed");
+const DOWN: ErrorType = ErrorType::Custom("MemberDown");
 
 /// The running health checks of one pool; they end when it is dropped.
 #[derive(Debug)]
@@ -483,9 +460,21 @@ mod tests {
         let members = checker.roster.members();
         let (first, second) = (&members[0], &members[1]);
         let change = |member: &Member, up| {
-            member.health().failed("connection refused".into());
-            member.health().change(up, SystemTime::UNIX_EPOCH);
-            checker.news(member)
+            let result = if up {
+                Ok(())
+            } else {
+                Err("connection refused".into())
+            };
+            let probes = loop {
+                let result = result.clone();
+                let probes = member
+                    .health()
+                    .observe(result, 2, 3, SystemTime::UNIX_EPOCH);
+                if let Some(probes) = probes {
+                    break probes;
+                }
+            };
+            checker.news(member, probes)
         };
         let (level, text) = change(second, false);
         assert_eq!(level, log::Level::Warn);
@@ -506,7 +495,7 @@ mod tests {
 
     #[test]
     fn one_probe_is_singular() {
-        assert_eq!(probes(1, "failed"), "1 failed probe");
+        assert_eq!(counted(1, "failed"), "1 failed probe");
     }
 
     #[test]

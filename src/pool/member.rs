@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr;
@@ -41,8 +41,15 @@ pub struct Member {
 #[derive(Debug, Default)]
 struct Kept {
     load: Load,
-    /// Set by an operator: what runs may finish, nothing new begins.
-    draining: AtomicBool,
+    draining: Draining,
+}
+
+/// Whether an operator has taken a member out: what runs may finish, nothing new begins.
+#[derive(Debug, Default)]
+struct Draining {
+    now: AtomicBool,
+    /// When that was last said or taken back.
+    since: Mutex<Option<SystemTime>>,
 }
 
 /// Why a member gets no requests.
@@ -125,7 +132,7 @@ impl Member {
 
     /// Why it gets no requests; `None` when it does.
     pub fn absence(&self) -> Option<Absence> {
-        if self.kept.draining.load(Ordering::Relaxed) {
+        if self.kept.draining.now.load(Ordering::Relaxed) {
             Some(Absence::Draining)
         } else if self.place.weight == 0 {
             Some(Absence::Drained)
@@ -136,8 +143,16 @@ impl Member {
         }
     }
 
-    pub fn set_draining(&self, draining: bool) {
-        self.kept.draining.store(draining, Ordering::Relaxed);
+    pub fn set_draining(&self, draining: bool, wall: SystemTime) {
+        let before = self.kept.draining.now.swap(draining, Ordering::Relaxed);
+        if before != draining {
+            *self.kept.draining.since.lock() = Some(wall);
+        }
+    }
+
+    /// When an operator last took it out or put it back.
+    pub fn draining_since(&self) -> Option<SystemTime> {
+        *self.kept.draining.since.lock()
     }
 
     /// Whether it may take one more request at this moment.
@@ -166,7 +181,12 @@ pub struct Load {
     in_flight: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
+    /// Smoothed, in nanoseconds; 0 before the first answer.
+    latency: AtomicU64,
 }
+
+/// What one answer counts in the smoothed latency: an eighth, as in TCP's round-trip time (RFC 6298).
+const SMOOTHING: u64 = 8;
 
 impl Load {
     /// Requests that it is busy with.
@@ -182,6 +202,23 @@ impl Load {
     /// Those of them that it did not answer.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
+    }
+
+    /// How long it lately took until the header of an answer was there; `None` before the first one.
+    pub fn latency(&self) -> Option<Duration> {
+        let nanos = self.latency.load(Ordering::Relaxed);
+        (nanos != 0).then(|| Duration::from_nanos(nanos))
+    }
+
+    /// The header of an answer was there after `latency`.
+    pub fn observe(&self, latency: Duration) {
+        let new = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let smoothed = match self.latency.load(Ordering::Relaxed) {
+            0 => new,
+            old => old - old / SMOOTHING + new / SMOOTHING,
+        };
+        // Of two answers at the same moment one may be forgotten, which a mean can bear.
+        self.latency.store(smoothed.max(1), Ordering::Relaxed);
     }
 }
 
@@ -210,7 +247,7 @@ impl Drop for InFlight {
     }
 }
 
-/// Whether a member is up, since when, and what its last probe found wrong.
+/// Whether a member is up by its probes, and what they found.
 #[derive(Debug)]
 pub struct Health {
     up: AtomicBool,
@@ -221,9 +258,19 @@ pub struct Health {
 pub struct Record {
     /// When it last went up or down; `None` when it never did.
     pub since: Option<SystemTime>,
-    /// Why the last failed probe failed; `None` after a passed one, except that a member that is down keeps its reason
-    /// until it is up.
+    /// Why it is down: what the last failed probe found wrong. `None` while it is up.
     pub reason: Option<Arc<str>>,
+    pub probe: Option<Probe>,
+    /// How many probes in a row now spoke against the state that it is in.
+    against: u32,
+}
+
+/// The last probe of a member.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    pub at: SystemTime,
+    /// What it found wrong; `None` when it passed.
+    pub error: Option<Arc<str>>,
 }
 
 impl Default for Health {
@@ -244,23 +291,38 @@ impl Health {
         self.record.lock().clone()
     }
 
-    pub fn failed(&self, reason: Arc<str>) {
-        self.record.lock().reason = Some(reason);
-    }
-
-    pub fn passed(&self) {
-        if self.is_up() {
-            self.record.lock().reason = None;
-        }
-    }
-
-    pub fn change(&self, up: bool, now: SystemTime) {
+    /// Takes in the result of a probe at `wall`. After `rise` passed ones in a row the member is up, after `fall` failed
+    /// ones down; answers how many it took when this one was the last that it needed.
+    pub fn observe(
+        &self,
+        result: Result<(), Arc<str>>,
+        rise: u32,
+        fall: u32,
+        wall: SystemTime,
+    ) -> Option<u32> {
         let mut record = self.record.lock();
-        self.up.store(up, Ordering::Relaxed);
-        record.since = Some(now);
-        if up {
-            record.reason = None;
+        let (was_up, passed) = (self.is_up(), result.is_ok());
+        record.against = if passed == was_up {
+            0
+        } else {
+            record.against + 1
+        };
+        record.probe = Some(Probe {
+            at: wall,
+            error: result.err(),
+        });
+        let changed = passed != was_up && record.against >= if passed { rise } else { fall };
+        let probes = changed.then(|| std::mem::take(&mut record.against));
+        if changed {
+            self.up.store(passed, Ordering::Relaxed);
+            record.since = Some(wall);
         }
+        if self.is_up() {
+            record.reason = None;
+        } else if !passed {
+            record.reason = record.probe.as_ref().and_then(|probe| probe.error.clone());
+        }
+        probes
     }
 
     fn copy(&self) -> Health {

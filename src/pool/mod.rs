@@ -3,9 +3,9 @@
 //! A `proxy:` route names a pool; for each try of a request, `handler/proxy` takes the member whose turn it is from
 //! [`Pool::pick`] and gives Pingora the way to connect to it.
 //!
-//! Membership and health belong to Pingora's [`LoadBalancer`]: it keeps the set of backends, runs the probes and decides
-//! when a member goes up or down. What it decides goes into the [`roster`] once, when it changes, so that a pick takes
-//! no lock and no memory; `LoadBalancer::select` comes to the same member by way of a hash set, a hash per candidate
+//! Membership and probing belong to Pingora's [`LoadBalancer`]: it keeps the set of backends and runs the checks of
+//! [`health`]. What comes of them goes into the [`roster`] once, when it changes, so that a pick takes no lock and no
+//! memory; `LoadBalancer::select` comes to the same member by way of a hash set, a hash per candidate
 //! and a clone of the backend.
 //!
 //! ```yaml
@@ -34,9 +34,8 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::upstreams::peer::PeerOptions;
@@ -335,7 +334,8 @@ impl Pool {
         let Some(member) = members.iter().find(|member| **member.backend() == *backend) else {
             return false;
         };
-        member.set_draining(draining);
+        // for the record only: nothing is decided by it
+        member.set_draining(draining, SystemTime::now());
         self.roster.refresh(now);
         true
     }
@@ -380,18 +380,11 @@ fn load_balancer(
     balancing.parallel_health_check = true;
     balancing.health_check_frequency = checks.as_ref().map(|checks| checks.interval);
     let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
-    let replaying = checker.as_ref().map(Checker::replaying);
     if let Some(checker) = checker {
         balancing.set_health_check(Box::new(checker));
     }
     if let Err(error) = at_once(balancing.update()) {
         unreachable!("static discovery does not fail: {error}");
-    }
-    // Pingora takes every new backend for one that is up and learns otherwise from checks only. So a first round of
-    // checks, without probes, tells it what members were adopted with.
-    if let Some(replaying) = replaying {
-        at_once(balancing.backends().run_health_check(false));
-        replaying.store(false, Ordering::Relaxed);
     }
     balancing
 }
@@ -401,7 +394,7 @@ fn at_once<F: Future>(future: F) -> F::Output {
     let mut context = Context::from_waker(Waker::noop());
     match pin!(future).poll(&mut context) {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("neither static discovery nor a replay waits"),
+        Poll::Pending => unreachable!("static discovery does not wait"),
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Member, Pool};
+use super::{Absence, Member, Pool};
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolStatus {
     pub name: String,
     /// How many members are up.
@@ -14,21 +14,54 @@ pub struct PoolStatus {
     pub members: Vec<MemberStatus>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberStatus {
     pub backend: String,
     pub weight: u32,
+    /// Whether it is for when no ordinary member can serve.
+    pub backup: bool,
+    /// Whether `state` is `up`.
     pub up: bool,
-    /// When it last went up or down, in seconds since 1970; `null` when it never did.
+    pub state: State,
+    /// When that state began, in seconds since 1970; `null` when it has been in it since it became a member.
     pub since: Option<u64>,
-    /// What the last failed probe found wrong; `null` after a passed one, unless the member is still down.
+    /// Why it is not up; `null` when it is.
     pub reason: Option<String>,
+    /// `null` before the first one.
+    pub probe: Option<ProbeStatus>,
     /// Requests that it is busy with.
     pub in_flight: u64,
+    /// How many it takes at a time; `null`: any number.
+    pub max_conns: Option<u64>,
     /// Requests that it was given since weir started, tries that failed included.
     pub requests: u64,
     /// Those of them that it did not answer.
     pub failures: u64,
+    /// How long it lately took to the header of an answer, in milliseconds; `null` before the first one.
+    pub latency_ms: Option<f64>,
+}
+
+/// Whether a member gets requests, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Up,
+    /// Its health checks fail.
+    Down,
+    /// An operator has taken it out; what it is at may finish.
+    Draining,
+    /// Its weight is 0.
+    Drained,
+}
+
+/// The last probe of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeStatus {
+    /// When it ended, in seconds since 1970.
+    pub at: u64,
+    pub passed: bool,
+    /// What it found wrong; `null` when it passed.
+    pub error: Option<String>,
 }
 
 impl PoolStatus {
@@ -43,16 +76,49 @@ impl PoolStatus {
 }
 
 fn member(member: &Member) -> MemberStatus {
-    let record = member.health().record();
-    let seconds = |since: SystemTime| since.duration_since(SystemTime::UNIX_EPOCH).ok();
+    let health = member.health().record();
+    let state = match member.absence() {
+        None => State::Up,
+        Some(Absence::Down) => State::Down,
+        Some(Absence::Draining) => State::Draining,
+        Some(Absence::Drained) => State::Drained,
+    };
+    let (since, reason) = match state {
+        State::Up => (health.since.max(member.draining_since()), None),
+        State::Down => (health.since, health.reason),
+        State::Draining => (
+            member.draining_since(),
+            Some("an operator has taken it out".into()),
+        ),
+        State::Drained => (None, Some("its weight is 0".into())),
+    };
+    let load = member.load();
     MemberStatus {
         backend: member.backend().to_string(),
         weight: member.weight(),
-        up: member.health().is_up(),
-        since: record.since.and_then(seconds).map(|since| since.as_secs()),
-        reason: record.reason.map(|reason| reason.to_string()),
-        in_flight: member.load().in_flight(),
-        requests: member.load().requests(),
-        failures: member.load().failures(),
+        backup: member.place().backup,
+        up: state == State::Up,
+        state,
+        since: since.map(seconds),
+        reason: reason.map(|reason| reason.to_string()),
+        probe: health.probe.map(|probe| ProbeStatus {
+            at: seconds(probe.at),
+            passed: probe.error.is_none(),
+            error: probe.error.map(|error| error.to_string()),
+        }),
+        in_flight: load.in_flight(),
+        max_conns: member.place().max_conns,
+        requests: load.requests(),
+        failures: load.failures(),
+        // to the microsecond: more would only pretend
+        latency_ms: load
+            .latency()
+            .map(|latency| latency.as_micros() as f64 / 1000.0),
     }
+}
+
+/// Since 1970.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

@@ -481,8 +481,9 @@ fn the_status_is_plain_data() {
             "name": "app",
             "up": 1,
             "members": [{
-                "backend": "127.0.0.1:1", "weight": 2, "up": true, "since": null, "reason": null,
-                "in_flight": 0, "requests": 0, "failures": 0,
+                "backend": "127.0.0.1:1", "weight": 2, "backup": false,
+                "up": true, "state": "up", "since": null, "reason": null, "probe": null,
+                "in_flight": 0, "max_conns": null, "requests": 0, "failures": 0, "latency_ms": null,
             }],
         })
     );

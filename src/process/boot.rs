@@ -3,37 +3,42 @@
 //! The order matters: fork before any thread exists; open sockets, logs and the pid file while still root; only then
 //! become the user, and only then start threads.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 
 use super::daemon::{self, PidFile};
 use super::logs::Logs;
 use super::service::{Change, Handle, ListenerService, Opened};
-use super::signals::{self, Signals};
+use super::signals::{self, Admin, Signals};
 use super::upgrade::{Receiver, Sockets, Successor};
+use crate::admin::Endpoint;
+use crate::config::Config;
 use crate::net::bind::{Bind, ListenSocket};
 use crate::phases;
-use crate::runtime::reload::Reloader;
+use crate::runtime::reload::{Loaded, Reloader, Source};
 use crate::runtime::{Boot, Live, Part, Plan};
 
 /// How to start, from the command line.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct How {
     /// Go to the background (`-d`).
     pub daemon: bool,
     /// Take the listening sockets of the running process (`-u`).
     pub upgrade: bool,
+    /// Said on standard error once the sockets are open.
+    pub greeting: Option<String>,
 }
 
 /// Runs until told to stop.
 ///
 /// # Errors
 /// When the process cannot start: a socket, a file, a user. What is wrong in the configuration was found before.
-pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
+pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
+    let Loaded { config, plan, .. } = loaded;
     let Plan { boot, snapshot } = plan;
     let background = match how.daemon || boot.daemon {
         true => Some(daemon::fork(
@@ -52,18 +57,22 @@ pub fn run(file: PathBuf, plan: Plan, how: How) -> anyhow::Result<()> {
         }
         false => (Sockets::new(), None, background),
     };
-    let opened = open_all(&snapshot, inherited)?;
+    let doors = open_all(&boot, &snapshot, inherited)?;
     let pid_file = boot.pid_file.as_deref().map(PidFile::write).transpose();
     let _pid_file = pid_file.context("cannot write the pid file")?;
     daemon::become_user(boot.user.as_deref(), boot.group.as_deref())?;
     if let Some(background) = background {
         background.ready()?;
     }
+    if let Some(greeting) = how.greeting {
+        eprintln!("weir: {greeting}");
+    }
     let live = serve(
-        file,
+        source,
+        config,
         boot,
         Arc::new(snapshot),
-        opened,
+        doors,
         successor,
         logs.clone(),
     );
@@ -98,38 +107,75 @@ fn take_over(
     Ok((sockets, successor))
 }
 
-/// Opens all sockets that are not inherited; inherited ones that no listener wants any more are closed.
+/// The sockets of a process, before it serves.
+struct Doors {
+    services: Vec<(Part, Opened)>,
+    admin: Option<(Bind, ListenSocket)>,
+}
+
+/// Opens all sockets that are not inherited; inherited ones that nobody wants any more are closed.
 fn open_all(
+    boot: &Boot,
     snapshot: &crate::runtime::Snapshot,
     mut inherited: Sockets,
-) -> anyhow::Result<Vec<(Part, Opened)>> {
+) -> anyhow::Result<Doors> {
     let open = |bind: &Bind, inherited: &mut Sockets| match inherited.remove(&bind.to_string()) {
         Some(fd) => ListenSocket::inherited(fd),
         None => bind.listen(),
     };
-    [Part::Edge, Part::Companion]
-        .into_iter()
-        .map(|part| {
-            let mut opened = Opened::new();
-            for bind in snapshot
-                .listeners(part)
-                .values()
-                .flat_map(|listener| &listener.binds)
-            {
-                let socket = open(bind, &mut inherited)
-                    .with_context(|| format!("cannot listen on {bind}"))?;
-                opened.insert(bind.clone(), socket);
+    let mut services = Vec::new();
+    for part in [Part::Edge, Part::Companion] {
+        let mut opened = Opened::new();
+        for bind in snapshot
+            .listeners(part)
+            .values()
+            .flat_map(|listener| &listener.binds)
+        {
+            let socket =
+                open(bind, &mut inherited).with_context(|| format!("cannot listen on {bind}"))?;
+            opened.insert(bind.clone(), socket);
+        }
+        services.push((part, opened));
+    }
+    let admin = match &boot.admin {
+        Some(bind) => open_admin(bind, boot, &mut inherited)?,
+        None => None,
+    };
+    Ok(Doors { services, admin })
+}
+
+/// Opens the admin socket. One that nobody has asked for gives way: another process may be on it already.
+fn open_admin(
+    bind: &Bind,
+    boot: &Boot,
+    inherited: &mut Sockets,
+) -> anyhow::Result<Option<(Bind, ListenSocket)>> {
+    if let Some(fd) = inherited.remove(&bind.to_string()) {
+        return Ok(Some((bind.clone(), ListenSocket::inherited(fd)?)));
+    }
+    match bind.listen_private() {
+        Ok(socket) => {
+            if let Bind::Unix(path) = bind {
+                daemon::give(path, boot.user.as_deref())?;
             }
-            Ok((part, opened))
-        })
-        .collect()
+            Ok(Some((bind.clone(), socket)))
+        }
+        Err(e) if boot.admin_is_given => {
+            Err(e).with_context(|| format!("cannot listen on {bind}, the admin socket"))
+        }
+        Err(e) => {
+            log::warn!("going on without an admin socket: cannot listen on {bind}: {e}");
+            Ok(None)
+        }
+    }
 }
 
 fn serve(
-    file: PathBuf,
+    source: Source,
+    config: Config,
     boot: Boot,
     snapshot: Arc<crate::runtime::Snapshot>,
-    opened: Vec<(Part, Opened)>,
+    doors: Doors,
     successor: Option<Successor>,
     logs: Arc<Logs>,
 ) -> Arc<Live> {
@@ -143,6 +189,7 @@ fn serve(
         Part::Edge,
         Arc::new(proxy),
         Arc::new(phases::Refusals::new(Part::Edge, live.clone())),
+        &live,
         boot.threads,
         boot.listener_tasks_per_fd,
     );
@@ -156,13 +203,14 @@ fn serve(
         Part::Companion,
         Arc::new(phases::Companion::new(live.clone())),
         Arc::new(phases::Refusals::new(Part::Companion, live.clone())),
+        &live,
         threads,
         boot.listener_tasks_per_fd,
     );
     server.add_service(edge);
     server.add_service(companion);
     let services = vec![edge_handle, companion_handle];
-    for (part, opened) in opened {
+    for (part, opened) in doors.services {
         let service = services
             .iter()
             .find(|service: &&Handle| service.part == part);
@@ -183,13 +231,25 @@ fn serve(
         env!("CARGO_PKG_VERSION"),
         std::process::id()
     );
-    let upgrade_sock = boot.upgrade_sock.clone();
-    let reloader = Arc::new(Reloader::new(file, boot, live.clone()));
+    // A process without a file has no successor; whoever waits on the default path waits for another one.
+    let upgrade_sock = match source {
+        Source::File(_) => Some(boot.upgrade_sock.clone()),
+        Source::Text { .. } => None,
+    };
+    let admin = doors.admin.map(|(bind, socket)| {
+        let (endpoint, orders) = Endpoint::new(bind, socket, live.clone());
+        Admin {
+            endpoint,
+            orders: Mutex::new(Some(orders)),
+        }
+    });
+    let reloader = Arc::new(Reloader::new(source, config, boot, live.clone()));
     let signals = Signals {
         reloader,
         services,
         logs,
         upgrade_sock,
+        admin,
     };
     server.run(RunArgs {
         shutdown_signal: Box::new(signals),

@@ -139,6 +139,18 @@ pub fn become_user(user: Option<&str>, group: Option<&str>) -> anyhow::Result<()
     Ok(())
 }
 
+/// Makes a file that of `user`, as whom this process goes on.
+///
+/// # Errors
+/// When there is no such user, or this process may not.
+pub fn give(path: &Path, user: Option<&str>) -> anyhow::Result<()> {
+    let Some(user) = user.map(find_user).transpose()? else {
+        return Ok(());
+    };
+    unistd::chown(path, Some(user.uid), None)
+        .with_context(|| format!("cannot give `{}` to user `{}`", path.display(), user.name))
+}
+
 fn find_user(name: &str) -> anyhow::Result<User> {
     match User::from_name(name)? {
         Some(user) => Ok(user),

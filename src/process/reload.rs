@@ -1,45 +1,77 @@
 //! Carrying out a reload: new sockets first, then the one swap, then what follows from it.
 
-use std::sync::Arc;
+use http::StatusCode;
 
 use super::logs::Logs;
 use super::service::{Change, Handle, Opened};
+use crate::admin::{Refusal, Reloaded};
 use crate::issue::Issues;
 use crate::runtime::Snapshot;
-use crate::runtime::reload::Reloader;
+use crate::runtime::reload::{Prepared, Reloader};
 
-/// Reloads, or reports why not; then nothing has changed.
-pub(super) fn reload(reloader: &Reloader, services: &[Handle], logs: &Logs) {
-    let file = reloader.file().display();
-    let (snapshot, warnings) = match reloader.prepare() {
-        Ok(prepared) => prepared,
-        Err(issues) => {
-            report(&issues);
-            let errors = issues.errors();
-            return log::error!("reload failed: mistakes in {file}: {errors}; nothing has changed");
-        }
+/// Reloads, or says why not; then nothing has changed. Either goes to the log as well.
+pub(super) fn reload(
+    reloader: &Reloader,
+    services: &[Handle],
+    logs: &Logs,
+) -> Result<Reloaded, Refusal> {
+    let refuse = |refusal: Refusal| {
+        log::error!("reload failed: {}", refusal.error);
+        refusal
     };
-    report(&warnings);
-    match carry_out(snapshot, reloader, services, logs) {
-        Ok(generation) => log::info!("reloaded {file}: generation {generation}"),
-        Err(e) => log::error!("reload failed: {e:#}; nothing has changed"),
+    let prepared = reloader.prepare().map_err(|issues| {
+        report(&issues);
+        refuse(mistakes(reloader, &issues))
+    })?;
+    report(&prepared.warnings);
+    let reloaded = describe(reloader, &prepared);
+    let generation = carry_out(prepared, reloader, services, logs).map_err(|e| {
+        let error = format!("{e:#}; nothing has changed");
+        refuse(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
+    })?;
+    log::info!("reloaded {}: generation {generation}", reloader.source());
+    Ok(reloaded)
+}
+
+/// What a reload would come to.
+pub(super) fn rehearse(reloader: &Reloader) -> Result<Reloaded, Refusal> {
+    match reloader.prepare() {
+        Ok(prepared) => Ok(Reloaded {
+            dry_run: true,
+            ..describe(reloader, &prepared)
+        }),
+        Err(issues) => Err(mistakes(reloader, &issues)),
     }
 }
 
+fn describe(reloader: &Reloader, prepared: &Prepared) -> Reloaded {
+    Reloaded {
+        file: reloader.source().to_string(),
+        dry_run: false,
+        generation: prepared.snapshot.generation,
+        changes: prepared.changes.clone(),
+        warnings: prepared.warnings.to_string(),
+    }
+}
+
+fn mistakes(reloader: &Reloader, issues: &Issues) -> Refusal {
+    let (file, errors) = (reloader.source(), issues.errors());
+    let error = format!("mistakes in {file}: {errors}; nothing has changed");
+    Refusal::mistakes(error, issues)
+}
+
 fn carry_out(
-    snapshot: Snapshot,
+    prepared: Prepared,
     reloader: &Reloader,
     services: &[Handle],
     logs: &Logs,
 ) -> anyhow::Result<u64> {
     let mut opened = Vec::new();
     for service in services {
-        opened.push(open_new(service, &snapshot)?);
+        opened.push(open_new(service, &prepared.snapshot)?);
     }
-    logs.follow(&snapshot.log)?;
-    let snapshot = Arc::new(snapshot);
-    snapshot.present_certificates();
-    reloader.live().store(snapshot.clone());
+    logs.follow(&prepared.snapshot.log)?;
+    let snapshot = reloader.commit(prepared);
     for (service, opened) in services.iter().zip(opened) {
         service.follow(Change {
             snapshot: snapshot.clone(),

@@ -17,7 +17,7 @@ use crate::net::connection::Shared;
 use crate::net::gate::Refuse;
 use crate::net::{Listener, accept};
 use crate::runtime::tasks::Tasks;
-use crate::runtime::{Part, Snapshot};
+use crate::runtime::{Live, Part, Snapshot};
 
 /// Sockets that are open but not yet served, by address.
 pub type Opened = HashMap<Bind, ListenSocket>;
@@ -164,11 +164,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
         part: Part,
         app: Arc<A>,
         refuse: Arc<dyn Refuse>,
+        live: &Live,
         threads: usize,
         tasks_per_socket: usize,
     ) -> (ListenerService<A>, Handle) {
         let (sender, events) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(app, refuse));
+        let shared = Arc::new(Shared::new(app, refuse, live.open(part).clone()));
         let handle = Handle {
             part,
             events: sender,

@@ -1,4 +1,5 @@
 //! Signals while running: HUP reloads, USR1 reopens the log files, TERM drains, QUIT hands over and drains, INT ends.
+//! What is ordered over the admin socket is carried out here as well, so that one thing happens after the other.
 //!
 //! Pingora waits for its shutdown signal here; when this returns, everything that could finish has finished, so the
 //! answer is always a fast shutdown: Pingora's graceful one sleeps for a fixed time and then cuts.
@@ -7,13 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use http::StatusCode;
 use nix::sys::signal::{SigSet, Signal};
+use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::logs::Logs;
 use super::service::Handle;
 use super::upgrade::{self, Handover};
+use crate::admin::{self, Endpoint, Order, Orders, Refusal, Reloaded};
 use crate::runtime::reload::Reloader;
 
 /// How often a drain looks whether the last connection has ended.
@@ -52,7 +57,16 @@ pub struct Signals {
     /// The edge, then the companion.
     pub services: Vec<Handle>,
     pub logs: Arc<Logs>,
-    pub upgrade_sock: std::path::PathBuf,
+    /// Where a new process would wait for the sockets.
+    pub upgrade_sock: Option<std::path::PathBuf>,
+    pub admin: Option<Admin>,
+}
+
+/// The admin socket, and what is ordered over it.
+pub struct Admin {
+    pub endpoint: Arc<Endpoint>,
+    /// Taken by whoever carries them out.
+    pub orders: Mutex<Option<Orders>>,
 }
 
 #[async_trait]
@@ -73,9 +87,20 @@ impl Signals {
         let mut quit = signal(SignalKind::quit())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         release()?;
+        let mut orders = self.take_orders();
         loop {
             tokio::select! {
-                _ = hangup.recv() => self.reload().await,
+                _ = hangup.recv() => {
+                    // What came of it is in the log.
+                    let _ = self.reload(false).await;
+                }
+                Some(order) = orders.recv() => match order {
+                    Order::Stop => {
+                        log::info!("told to stop: draining");
+                        break;
+                    }
+                    order => self.obey(order).await,
+                },
                 _ = reopen.recv() => self.logs.reopen(),
                 _ = terminate.recv() => {
                     log::info!("TERM: draining");
@@ -98,6 +123,8 @@ impl Signals {
                 }
             }
         }
+        // Who has given one that still waits learns that it will not be carried out.
+        drop(orders);
         tokio::select! {
             () = self.drain() => {}
             _ = interrupt.recv() => log::info!("INT: ending now"),
@@ -106,20 +133,67 @@ impl Signals {
         Ok(())
     }
 
-    async fn reload(&self) {
+    /// Begins to answer on the admin socket, if there is one.
+    fn take_orders(&self) -> Orders {
+        let orders = |admin: &Admin| Some((admin.endpoint.clone(), admin.orders.lock().take()?));
+        let Some((endpoint, orders)) = self.admin.as_ref().and_then(orders) else {
+            // Closed: no order ever comes.
+            return mpsc::channel(1).1;
+        };
+        tokio::spawn(async move {
+            if let Err(e) = endpoint.run().await {
+                log::error!("cannot answer on the admin socket: {e}");
+            }
+        });
+        orders
+    }
+
+    async fn obey(&self, order: Order) {
+        // Whoever gave it may have left; it is carried out all the same.
+        match order {
+            Order::Reload { dry_run, done } => {
+                let _ = done.send(self.reload(dry_run).await);
+            }
+            Order::Drain {
+                pool,
+                member,
+                draining,
+                done,
+            } => {
+                let live = self.reloader.live();
+                let _ = done.send(admin::drain(live, &pool, &member, draining));
+            }
+            Order::Stop => unreachable!("ends the loop"),
+        }
+    }
+
+    async fn reload(&self, dry_run: bool) -> Result<Reloaded, Refusal> {
         let (reloader, services) = (self.reloader.clone(), self.services.clone());
         let logs = self.logs.clone();
-        let reload = move || super::reload::reload(&reloader, &services, &logs);
-        if let Err(e) = tokio::task::spawn_blocking(reload).await {
-            log::error!("reload failed: {e}; nothing has changed");
-        }
+        let reload = move || match dry_run {
+            true => super::reload::rehearse(&reloader),
+            false => super::reload::reload(&reloader, &services, &logs),
+        };
+        tokio::task::spawn_blocking(reload)
+            .await
+            .unwrap_or_else(|e| {
+                let error = format!("{e}; nothing has changed");
+                log::error!("reload failed: {error}");
+                Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
+            })
     }
 
     async fn hand_over(&self) -> std::io::Result<Handover> {
         let services = self.services.clone();
-        let path = self.upgrade_sock.clone();
+        let Some(path) = self.upgrade_sock.clone() else {
+            return Ok(Handover::Nobody);
+        };
+        let admin = self.admin.as_ref().map(|admin| admin.endpoint.clone());
         let hand_over = move || {
             let mut sockets = Vec::new();
+            if let Some(endpoint) = admin {
+                sockets.extend(endpoint.socket()?);
+            }
             for service in &services {
                 sockets.extend(service.sockets()?);
             }
@@ -130,6 +204,9 @@ impl Signals {
 
     /// Ends when the last connection has, or when the grace period is over.
     async fn drain(&self) {
+        if let Some(Admin { endpoint, .. }) = &self.admin {
+            endpoint.close();
+        }
         let grace = self.reloader.live().load().grace_period;
         let began = Instant::now();
         // One after the other: the edge may proxy to the companion until its last request is answered.

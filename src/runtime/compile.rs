@@ -1,19 +1,19 @@
 //! From the document to what runs: the only place that sees the raw and the compiled types of all modules.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::{Boot, Plan, Snapshot};
 use crate::build::Build;
-use crate::config::Config;
+use crate::config::{Admin, Config};
 use crate::http::version::Protocols;
 use crate::issue::{At, Issues, Sources};
 use crate::net::{Bind, Listener, Listeners};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
-use crate::value::OneOrMany;
+use crate::value::{OneOrMany, OrOff};
 
 const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
 const DEFAULT_UPGRADE_SOCK: &str = "/tmp/weir_upgrade.sock";
@@ -76,6 +76,7 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
             edge,
             companion,
             resolvers,
+            certificates: certificates.shown,
             self_signed: certificates.self_signed,
         },
     })
@@ -90,6 +91,7 @@ fn boot(config: &Config, b: &mut Build<'_>) -> Boot {
     };
     let pid_file = path("pid_file", &config.pid_file, b);
     let upgrade_sock = path("upgrade_sock", &config.upgrade_sock, b);
+    let admin = admin(config, pid_file.as_deref(), b);
     for (key, value) in [
         ("listener_tasks_per_fd", config.listener_tasks_per_fd),
         ("max_retries", config.max_retries),
@@ -104,6 +106,8 @@ fn boot(config: &Config, b: &mut Build<'_>) -> Boot {
             Some(pid_file) => pid_file.with_file_name("upgrade.sock"),
             None => DEFAULT_UPGRADE_SOCK.into(),
         }),
+        admin,
+        admin_is_given: config.admin.is_some(),
         pid_file: pid_file.or_else(|| config.daemon.then(|| DEFAULT_PID_FILE.into())),
         user: config.user.clone(),
         group: config.group.clone(),
@@ -115,6 +119,33 @@ fn boot(config: &Config, b: &mut Build<'_>) -> Boot {
         listener_tasks_per_fd: config.listener_tasks_per_fd.unwrap_or(1),
         upstream_keepalive_pool_size: config.upstream_keepalive_pool_size,
         max_retries: config.max_retries.unwrap_or(DEFAULT_MAX_RETRIES),
+    }
+}
+
+/// The admin socket of a configuration that need not be free of mistakes: one speaks to a running process to tell it
+/// of the next file as well.
+pub fn admin_socket(config: &Config, sources: &Sources) -> Option<Bind> {
+    let mut b = Build::new(sources);
+    let at = At::Root.key("pid_file");
+    let pid_file = config.pid_file.as_ref().map(|path| b.path(&at, path));
+    admin(config, pid_file.as_deref(), &mut b)
+}
+
+fn admin(config: &Config, pid_file: Option<&Path>, b: &mut Build<'_>) -> Option<Bind> {
+    match &config.admin {
+        Some(OrOff::Off) => None,
+        Some(OrOff::On(Admin { bind })) => {
+            if !matches!(bind, Bind::Unix(_)) {
+                let at = At::Root.key("admin");
+                // Every program of this machine, and by a trick every page in a browser on it, may connect to a port.
+                b.error(&at.key("bind"), format!("`{bind}` is not a unix socket"))
+                    .hint("give a path, to which files' permissions apply: `unix:/run/weir/admin.sock`");
+                return None;
+            }
+            Some(bind.clone())
+        }
+        // Without one, many processes may share a folder.
+        None => pid_file.map(|path| Bind::Unix(path.with_file_name("admin.sock"))),
     }
 }
 
@@ -178,6 +209,15 @@ fn distinct_binds(config: &Config, b: &mut Build<'_>) {
                 None => seen.push((bind, format!("{section}.{name}"))),
             }
         }
+    }
+    if let Some(OrOff::On(Admin { bind })) = &config.admin
+        && let Some((_, owner)) = seen.iter().find(|(other, _)| bind.collides(other))
+    {
+        let at = At::Root.key("admin");
+        b.error(
+            &at.key("bind"),
+            format!("`{bind}` is bound by `{owner}` already"),
+        );
     }
 }
 
@@ -319,6 +359,8 @@ fn choose(
 /// The certificates of one compilation.
 struct Certificates {
     sites: Arc<HashMap<String, Vec<Arc<CertifiedKey>>>>,
+    /// All of them, by the key path of who shows them.
+    shown: BTreeMap<String, Vec<Arc<CertifiedKey>>>,
     self_signed: HashMap<Vec<String>, Arc<CertifiedKey>>,
     /// Those made under the previous configuration.
     before: HashMap<Vec<String>, Arc<CertifiedKey>>,
@@ -328,6 +370,7 @@ impl Certificates {
     fn new(previous: Option<&Snapshot>) -> Certificates {
         Certificates {
             sites: Arc::default(),
+            shown: BTreeMap::new(),
             self_signed: HashMap::new(),
             before: previous.map_or_else(HashMap::new, |previous| previous.self_signed.clone()),
         }
@@ -364,8 +407,13 @@ impl Certificates {
         b: &mut Build<'_>,
     ) -> Vec<Arc<CertifiedKey>> {
         let each = list.iter().enumerate();
-        each.filter_map(|(i, one)| self.one(one, hosts, &at.index(i), b))
-            .collect()
+        let list: Vec<_> = each
+            .filter_map(|(i, one)| self.one(one, hosts, &at.index(i), b))
+            .collect();
+        if !list.is_empty() {
+            self.shown.insert(at.to_path().to_string(), list.clone());
+        }
+        list
     }
 
     fn one(

@@ -3,20 +3,23 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 
 use crate::handler::files::Files;
 use crate::log;
-use crate::net::Listeners;
+use crate::net::{Bind, Listeners};
 use crate::pool::Pool;
 use crate::router::Router;
 use crate::tls::{Acceptor, CertifiedKey, Resolver};
 use crate::value::Cidr;
 
+pub mod changes;
 pub mod compile;
 pub mod reload;
+pub mod status;
 pub mod tasks;
 
 pub use compile::compile;
@@ -33,6 +36,10 @@ pub struct Boot {
     pub threads: usize,
     pub pid_file: Option<PathBuf>,
     pub upgrade_sock: PathBuf,
+    /// The admin socket.
+    pub admin: Option<Bind>,
+    /// Whether the file says so; else the process does without where there can be none.
+    pub admin_is_given: bool,
     pub user: Option<String>,
     pub group: Option<String>,
     pub daemon: bool,
@@ -57,6 +64,7 @@ impl Boot {
             threads,
             pid_file,
             upgrade_sock,
+            admin,
             user,
             group,
             daemon,
@@ -96,6 +104,8 @@ pub struct Snapshot {
     companion: Listeners,
     /// What handshakes of each TLS listener get, once this snapshot is live.
     resolvers: Vec<(Arc<Acceptor>, Arc<Resolver>)>,
+    /// All certificates, by the key path of who shows them.
+    certificates: BTreeMap<String, Vec<Arc<CertifiedKey>>>,
     /// Certificates made here, by hosts: a reload goes on with the one that the browser has accepted.
     self_signed: HashMap<Vec<String>, Arc<CertifiedKey>>,
 }
@@ -109,20 +119,48 @@ impl Snapshot {
     }
 }
 
-/// The snapshot that new requests take.
-pub struct Live(ArcSwap<Snapshot>);
+/// What lives as long as the process: the snapshot that new requests take, and what outlasts each of them.
+pub struct Live {
+    snapshot: ArcSwap<Snapshot>,
+    started: SystemTime,
+    /// Client connections that are open now, of the edge and of the companion.
+    open: [Arc<AtomicUsize>; 2],
+}
 
 impl Live {
     pub fn new(snapshot: Arc<Snapshot>) -> Live {
-        Live(ArcSwap::new(snapshot))
+        Live {
+            started: snapshot.since,
+            snapshot: ArcSwap::new(snapshot),
+            open: Default::default(),
+        }
     }
 
     pub fn load(&self) -> Arc<Snapshot> {
-        self.0.load_full()
+        self.snapshot.load_full()
     }
 
     /// Makes `snapshot` the one that new requests take.
     pub fn store(&self, snapshot: Arc<Snapshot>) {
-        self.0.store(snapshot);
+        self.snapshot.store(snapshot);
+    }
+
+    /// When the process began.
+    pub fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    /// Counts the open connections of one part.
+    pub fn open(&self, part: Part) -> &Arc<AtomicUsize> {
+        match part {
+            Part::Edge => &self.open[0],
+            Part::Companion => &self.open[1],
+        }
+    }
+
+    /// All open connections.
+    pub fn connections(&self) -> usize {
+        let counts = self.open.iter();
+        counts.map(|count| count.load(Ordering::Relaxed)).sum()
     }
 }

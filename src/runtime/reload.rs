@@ -2,15 +2,64 @@
 //!
 //! One transaction: everything is loaded and checked before anything changes; one mistake, and nothing does.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use super::changes::Changes;
 use super::{Boot, Live, Plan, Snapshot, compile};
 use crate::config::{Config, load};
 use crate::issue::{At, Issues, Sources};
+use crate::net::Bind;
+
+/// Where a configuration is read from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    File(PathBuf),
+    /// No file, but what the command line stands for; `name` takes the file's place in messages.
+    Text {
+        name: &'static str,
+        text: String,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::File(file) => file.display().fmt(f),
+            Source::Text { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+impl Source {
+    fn read(&self) -> load::Reading<Config> {
+        match self {
+            Source::File(file) => load::load(file),
+            Source::Text { name, text } => load::parse(Path::new(name), text),
+        }
+    }
+
+    /// Where the process that runs on this would be spoken to, if anywhere. Mistakes do not matter where it can be told
+    /// all the same: they may be what one wants to speak about.
+    ///
+    /// # Errors
+    /// When it cannot, which may be due to the mistakes.
+    pub fn admin_socket(&self) -> Result<Option<Bind>, Issues> {
+        let reading = self.read();
+        let config = reading.document.unwrap_or_default();
+        match super::compile::admin_socket(&config, &reading.sources) {
+            None if reading.issues.has_errors() => Err(reading.issues),
+            socket => Ok(socket),
+        }
+    }
+}
 
 /// A file that can be run.
 pub struct Loaded {
+    pub config: Config,
     pub plan: Plan,
     /// What is hardly meant in it.
     pub warnings: Issues,
@@ -18,26 +67,27 @@ pub struct Loaded {
     pub sources: Sources,
 }
 
-/// Loads and compiles a file, on top of what runs if something does.
+/// Loads and compiles a document, on top of what runs if something does.
 ///
 /// # Errors
 /// All that is wrong in the file, located. Where single values are wrong, the rest is compiled all the same, so that
 /// nobody learns of a missing certificate only after an unknown key is gone. Warnings wait until there is no error.
-pub fn load(file: &Path, previous: Option<&Snapshot>) -> Result<Loaded, Issues> {
+pub fn load(source: &Source, previous: Option<&Snapshot>) -> Result<Loaded, Issues> {
     let load::Reading {
         document,
         mut issues,
         sources,
-    } = load::load::<Config>(file);
-    let mut plan = None;
+    } = source.read();
+    let mut good = None;
     if let Some(config) = document {
-        let (compiled, found) = compile(&config, &sources, previous);
-        plan = compiled;
+        let (plan, found) = compile(&config, &sources, previous);
+        good = plan.map(|plan| (config, plan));
         issues.append(found);
         issues.locate(&sources);
     }
-    match plan {
-        Some(plan) if !issues.has_errors() => Ok(Loaded {
+    match good {
+        Some((config, plan)) if !issues.has_errors() => Ok(Loaded {
+            config,
             plan,
             warnings: issues,
             sources,
@@ -51,34 +101,52 @@ pub fn load(file: &Path, previous: Option<&Snapshot>) -> Result<Loaded, Issues> 
 
 /// What a reload starts from.
 pub struct Reloader {
-    file: PathBuf,
+    source: Source,
     boot: Boot,
     live: Arc<Live>,
+    /// What the live snapshot was made from.
+    config: Mutex<Config>,
+}
+
+/// The next configuration, ready to go live.
+pub struct Prepared {
+    pub snapshot: Snapshot,
+    pub warnings: Issues,
+    /// What is different from the one that runs.
+    pub changes: Changes,
+    config: Config,
 }
 
 impl Reloader {
-    pub fn new(file: PathBuf, boot: Boot, live: Arc<Live>) -> Reloader {
-        Reloader { file, boot, live }
+    pub fn new(source: Source, config: Config, boot: Boot, live: Arc<Live>) -> Reloader {
+        Reloader {
+            source,
+            boot,
+            live,
+            config: Mutex::new(config),
+        }
     }
 
-    pub fn file(&self) -> &Path {
-        &self.file
+    pub fn source(&self) -> &Source {
+        &self.source
     }
 
     pub fn live(&self) -> &Live {
         &self.live
     }
 
-    /// The next snapshot, ready to go live, and warnings. Reads files and looks names up: blocks.
+    /// Makes the next snapshot of what the file says now. Reads files and looks names up: blocks.
     ///
     /// # Errors
     /// All that is wrong in the file, or keys that only a new process can take.
-    pub fn prepare(&self) -> Result<(Snapshot, Issues), Issues> {
+    pub fn prepare(&self) -> Result<Prepared, Issues> {
+        let live = self.live.load();
         let Loaded {
+            config,
             plan,
             warnings,
             sources,
-        } = load(&self.file, Some(&self.live.load()))?;
+        } = load(&self.source, Some(&live))?;
         let mut refused = Issues::default();
         for key in self.boot.differences(&plan.boot) {
             refused
@@ -89,6 +157,22 @@ impl Reloader {
             refused.locate(&sources);
             return Err(refused);
         }
-        Ok((plan.snapshot, warnings))
+        let mut changes = Changes::between(&self.config.lock(), &config);
+        changes.in_certificates(&live.certificates, &plan.snapshot.certificates);
+        Ok(Prepared {
+            snapshot: plan.snapshot,
+            warnings,
+            changes,
+            config,
+        })
+    }
+
+    /// Makes it the live one.
+    pub fn commit(&self, prepared: Prepared) -> Arc<Snapshot> {
+        let snapshot = Arc::new(prepared.snapshot);
+        snapshot.present_certificates();
+        self.live.store(snapshot.clone());
+        *self.config.lock() = prepared.config;
+        snapshot
     }
 }

@@ -110,6 +110,17 @@ impl CertifiedKey {
         })
     }
 
+    /// Whether clients are shown the same by both.
+    pub fn is_same(&self, other: &CertifiedKey) -> bool {
+        let chain = |own: &CertifiedKey| {
+            let certificates = std::iter::once(&own.leaf).chain(&own.intermediates);
+            certificates
+                .map(|certificate| certificate.to_der().ok())
+                .collect::<Vec<_>>()
+        };
+        chain(self) == chain(other)
+    }
+
     /// Whether the certificate is for this name (lower case).
     pub fn covers(&self, name: &str) -> bool {
         let parent = name.split_once('.').map(|(_, parent)| parent);

@@ -455,14 +455,18 @@ impl Setup {
 
     /// Starts weir on the document that was written last, without waiting for anything.
     pub fn spawn(&self, options: &[&str]) -> Process {
+        self.launch(&[&["-c", CONFIG], options].concat())
+    }
+
+    /// Starts weir with `arguments` (in which `{name}` is replaced as in documents), without waiting for anything.
+    pub fn launch(&self, arguments: &[&str]) -> Process {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.join(STDERR));
         let log = log.expect("open the log");
         let child = Command::new(BINARY)
-            .args(["-c", CONFIG])
-            .args(options)
+            .args(arguments.iter().map(|argument| self.render(argument)))
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("duplicate the log"))
@@ -471,7 +475,8 @@ impl Setup {
         Process(child.expect("start weir"))
     }
 
-    fn error_log(&self) -> String {
+    /// All that went to the error log (standard error, unless the document names a file).
+    pub fn error_log(&self) -> String {
         self.read(STDERR) + &self.read("error.log")
     }
 

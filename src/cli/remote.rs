@@ -1,0 +1,348 @@
+//! The commands that speak to a running weir: `status`, `reload`, `drain`, `undrain`, `stop`.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use chrono::{DateTime, Local};
+use clap::Args;
+use http::StatusCode;
+
+use super::{EXIT_BAD_CONFIG, EXIT_BAD_USAGE, print_json};
+use crate::admin::client::{Client, Failure};
+use crate::net::Bind;
+use crate::pool::status::{MemberStatus, State};
+use crate::process::EXIT_FAILED;
+use crate::runtime::reload::Source;
+use crate::runtime::status;
+
+/// Which process is meant.
+#[derive(Args)]
+pub struct Place {
+    /// The admin socket of the process; default: that of the configuration
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Status {
+    /// Print all there is as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Args)]
+pub struct Reload {
+    /// Only print what would change
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Args)]
+pub struct Drain {
+    pool: String,
+    /// Its address, or the name it was written with
+    member: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Args)]
+pub struct Stop {
+    #[command(flatten)]
+    place: Place,
+}
+
+pub fn status(command: &Status, source: Option<&Source>) -> ExitCode {
+    speak(&command.place, source, |client| {
+        let status = client.status()?;
+        match command.json {
+            true => print_json(&status),
+            false => print(&page(&status, Local::now())),
+        }
+        Ok(())
+    })
+}
+
+pub fn reload(command: &Reload, source: Option<&Source>) -> ExitCode {
+    speak(&command.place, source, |client| {
+        let reloaded = client.reload(command.dry_run)?;
+        eprint!("{}", reloaded.warnings);
+        let changes = match reloaded.changes.0.is_empty() {
+            true => "nothing is different\n".to_owned(),
+            false => reloaded.changes.to_string(),
+        };
+        let file = reloaded.file;
+        print(&match reloaded.dry_run {
+            true => format!("{changes}{file} is good; nothing has changed yet\n"),
+            false => format!(
+                "{changes}reloaded {file}: generation {}\n",
+                reloaded.generation
+            ),
+        });
+        Ok(())
+    })
+}
+
+pub fn drain(command: &Drain, draining: bool, source: Option<&Source>) -> ExitCode {
+    speak(&command.place, source, |client| {
+        let drained = client.drain(&command.pool, &command.member, draining)?;
+        for member in drained.members {
+            let (name, pool, state) = (&member.backend, &command.pool, word(&member));
+            let busy = match member.in_flight {
+                1 => "1 request".to_owned(),
+                count => format!("{count} requests"),
+            };
+            print(&format!("{name} of {pool} is {state}: {busy} in flight\n"));
+        }
+        Ok(())
+    })
+}
+
+pub fn stop(command: &Stop, source: Option<&Source>) -> ExitCode {
+    speak(&command.place, source, |client| {
+        let stopped = client.stop()?;
+        print(&format!("process {} has ended\n", stopped.process));
+        Ok(())
+    })
+}
+
+/// Finds the process, and reports why something did not come to pass.
+fn speak(
+    place: &Place,
+    source: Option<&Source>,
+    what: impl FnOnce(&Client) -> Result<(), Failure>,
+) -> ExitCode {
+    let client = match find(place, source) {
+        Ok(client) => client,
+        Err(status) => return ExitCode::from(status),
+    };
+    let Err(failure) = what(&client) else {
+        return ExitCode::SUCCESS;
+    };
+    let mut status = EXIT_FAILED;
+    let mut hint = None;
+    if let Failure::Refused(refusal) = &failure {
+        if let Some(report) = &refusal.report {
+            eprintln!("{report}");
+        }
+        hint = refusal.hint.as_ref();
+        status = match refusal.status {
+            StatusCode::UNPROCESSABLE_ENTITY => EXIT_BAD_CONFIG,
+            StatusCode::NOT_FOUND => EXIT_BAD_USAGE,
+            _ => EXIT_FAILED,
+        };
+    }
+    match hint {
+        Some(hint) => eprintln!("weir: {failure} ({hint})"),
+        None => eprintln!("weir: {failure}"),
+    }
+    ExitCode::from(status)
+}
+
+fn find(place: &Place, source: Option<&Source>) -> Result<Client, u8> {
+    if let Some(address) = &place.admin {
+        let path = address.strip_prefix("unix:").unwrap_or(address);
+        return Ok(Client::new(Path::new(path)));
+    }
+    let Some(source) = source else {
+        super::no_file();
+        return Err(EXIT_BAD_USAGE);
+    };
+    match source.admin_socket() {
+        Ok(Some(Bind::Unix(path))) => Ok(Client::new(&path)),
+        Ok(_) => {
+            eprintln!(
+                "weir: a process that runs on {source} has no admin socket: give `pid_file` or `admin` there, \
+                 or name its socket with --admin"
+            );
+            Err(EXIT_FAILED)
+        }
+        Err(issues) => {
+            super::print_issues(&issues);
+            eprintln!(
+                "\nweir: {source} does not tell where the admin socket is: name it with --admin"
+            );
+            Err(EXIT_BAD_CONFIG)
+        }
+    }
+}
+
+fn print(text: &str) {
+    // Whoever reads may have had enough (`| head`).
+    let _ = write!(std::io::stdout().lock(), "{text}");
+}
+
+/// The status for people.
+fn page(status: &status::Status, now: DateTime<Local>) -> String {
+    let mut page = format!(
+        "weir {}, process {}, up {}; {} open connections\ngeneration {} of the configuration, since {}\n",
+        status.version,
+        status.process,
+        span(status.uptime),
+        status.connections,
+        status.generation,
+        moment(Some(status.since), now),
+    );
+    for pool in &status.pools {
+        let members = pool.members.iter().map(|member| row(member, now));
+        let heading = HEADING.map(str::to_owned);
+        page += &format!(
+            "\npool {}: {} of {} up\n",
+            pool.name,
+            pool.up,
+            pool.members.len()
+        );
+        page += &table(std::iter::once(heading).chain(members).collect());
+    }
+    page
+}
+
+const HEADING: [&str; 9] = [
+    "MEMBER",
+    "STATE",
+    "SINCE",
+    "WEIGHT",
+    "IN FLIGHT",
+    "REQUESTS",
+    "FAILURES",
+    "LATENCY",
+    "LAST PROBE",
+];
+/// Columns of numbers stand on the right.
+const NUMBERS: std::ops::RangeInclusive<usize> = 3..=7;
+
+fn row(member: &MemberStatus, now: DateTime<Local>) -> [String; 9] {
+    let in_flight = match member.max_conns {
+        Some(max) => format!("{} of {max}", member.in_flight),
+        None => member.in_flight.to_string(),
+    };
+    let probe = member.probe.as_ref();
+    let error = probe.and_then(|probe| probe.error.as_deref());
+    let told = probe.map(|probe| {
+        let result = error.unwrap_or("passed");
+        format!("{} {result}", moment(Some(probe.at), now))
+    });
+    // What took it down, where the last probe found something else.
+    let reason = member.reason.as_deref();
+    let reason = reason.filter(|reason| member.state == State::Down && Some(*reason) != error);
+    let why = reason.map(|reason| format!("down: {reason}"));
+    let last: Vec<String> = told.into_iter().chain(why).collect();
+    [
+        member.backend.clone(),
+        word(member),
+        moment(member.since, now),
+        member.weight.to_string(),
+        in_flight,
+        member.requests.to_string(),
+        member.failures.to_string(),
+        member
+            .latency_ms
+            .map_or_else(|| "-".to_owned(), |latency| format!("{latency:.1} ms")),
+        last.join("; "),
+    ]
+}
+
+/// The state of a member.
+fn word(member: &MemberStatus) -> String {
+    let state = match member.state {
+        State::Up => "up",
+        State::Down => "down",
+        State::Draining => "draining",
+        State::Drained => "drained",
+    };
+    match member.backup {
+        true => format!("{state} (backup)"),
+        false => state.to_owned(),
+    }
+}
+
+/// Aligned columns, two blanks between them.
+fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let length = |text: &String| text.chars().count();
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().map(|row| length(&row[column]));
+        cells.max().unwrap_or_default()
+    });
+    let mut table = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            line += &match NUMBERS.contains(&column) {
+                true => format!("  {cell:>width$}"),
+                false => format!("  {cell:<width$}"),
+            };
+        }
+        // A cell may quote a peer, which must not speak to the terminal.
+        let line = line.replace(char::is_control, "\u{fffd}");
+        table += line.trim_end();
+        table.push('\n');
+    }
+    table
+}
+
+/// The time of a day, with the day if that is not today; `-` for never.
+fn moment(seconds: Option<u64>, now: DateTime<Local>) -> String {
+    let time = seconds
+        .and_then(|seconds| DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0))
+        .map(|time| time.with_timezone(&Local));
+    match time {
+        None => "-".to_owned(),
+        Some(time) if time.date_naive() == now.date_naive() => time.format("%H:%M:%S").to_string(),
+        Some(time) => time.format("%Y-%m-%d %H:%M:%S").to_string(),
+    }
+}
+
+/// Two units are exact enough: `3d 4h`.
+fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_two_units() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m 0s"),
+            (3_600, "1h 0m"),
+            (90_061, "1d 1h"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
+    }
+
+    #[test]
+    fn moments_of_other_days_have_their_day() {
+        let now = DateTime::from_timestamp(1_795_362_225, 0)
+            .unwrap()
+            .with_timezone(&Local);
+        assert_eq!(moment(None, now), "-");
+        assert_eq!(
+            moment(Some(1_795_362_225), now),
+            now.format("%H:%M:%S").to_string()
+        );
+        assert!(moment(Some(1_700_000_000), now).starts_with("2023-11-1"));
+    }
+
+    #[test]
+    fn columns_are_aligned_and_quote_nothing_dangerous() {
+        let row = |cells: [&str; 4]| cells.map(str::to_owned);
+        let rows = vec![row(["A", "B", "C", "D"]), row(["\u{1b}bcd", "x", "", "10"])];
+        assert_eq!(table(rows), "  A     B  C   D\n  \u{fffd}bcd  x     10\n");
+    }
+}
