@@ -91,6 +91,20 @@ fn chunks_are_not_sent_to_http_1_0() {
 }
 
 #[test]
+fn backend_of_http_1_0_is_answered_for_in_http_1_1() {
+    let app = Origin::raw("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");
+    let mut connection = weir.connect();
+    for _ in 0..2 {
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        connection.send(request).expect("send");
+        let head = connection.read_final_head().expect("a head");
+        assert_eq!((head.word(0), head.word(1)), ("HTTP/1.1", "200"));
+        connection.read_length(2, &mut |_| {}).expect("a body");
+    }
+}
+
+#[test]
 fn garbage_is_a_bad_request_and_ends_the_connection() {
     let weir = start();
     for garbage in [

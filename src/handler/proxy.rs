@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -268,7 +268,8 @@ pub fn prepare(
     Ok(())
 }
 
-/// Takes out of a backend's header what is between it and weir only.
+/// Takes out of a backend's header what is between it and weir only, its version of HTTP included (RFC 9110 section 6.2).
 pub fn clean(response: &mut ResponseHeader) {
+    response.set_version(Version::HTTP_11);
     hop::remove_from_response(response);
 }
