@@ -103,6 +103,18 @@ fn websocket_frames_pass_both_ways() {
 }
 
 #[test]
+fn backend_that_accepts_an_upgrade_at_once_is_not_too_fast() {
+    let app = Origin::start(Behaviour::WebSocket);
+    let weir = start(&app);
+    for _ in 0..100 {
+        let mut connection = open_websocket(&weir);
+        connection.send_frame(&Frame::text("hello")).expect("send");
+        let echo = connection.read_frame().expect("a frame");
+        assert_eq!(echo, Frame::text("hello"));
+    }
+}
+
+#[test]
 fn backend_may_refuse_an_upgrade() {
     let app = Origin::raw("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno");
     let weir = start(&app);

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderName, HeaderValue, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -21,7 +21,7 @@ use crate::exchange::cx::Try;
 use crate::exchange::{Cx, Failure};
 use crate::http::{forwarded, hop};
 use crate::issue::At;
-use crate::pool::{Choice, InFlight, Pick, Pool, Tried};
+use crate::pool::{Choice, InFlight, Line, Needs, Pick, Pool, Tried};
 use crate::value::FromShort;
 
 /// Where to pass the request; `proxy: NAME` is short for `proxy: { pool: NAME }`. nginx: `proxy_pass`.
@@ -58,12 +58,11 @@ pub struct Attempts {
     tried: Tried,
     /// The member of the current try, counted as in flight there.
     member: Option<InFlight>,
+    /// Its connection to it.
+    line: Option<Arc<Line>>,
     /// Whether the next try is the same member's, on a new connection.
     again: bool,
 }
-
-/// What the key of the pool of idle connections is changed by, so that none of those is taken.
-const FRESH: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Proxy {
     /// The peer for the next try.
@@ -74,6 +73,7 @@ impl Proxy {
         &self,
         attempts: &mut Attempts,
         cx: &mut Cx,
+        upgrade: bool,
         now: Instant,
     ) -> Result<Box<HttpPeer>> {
         let again = std::mem::take(&mut attempts.again);
@@ -96,13 +96,11 @@ impl Proxy {
             let why = format!("no member of pool `{}` is left to try", self.pool.name());
             return Err(Error::explain(ErrorType::ConnectError, why).into_up());
         };
-        let mut peer = member.peer();
-        // `prepare` does it in one pass over the headers that are there. Pingora would look up each of ten names in two
-        // maps, 2k of the 89k instructions of a small request.
-        peer.options.http_upstream_request_policy.strip_hop_by_hop = false;
-        if again {
-            peer.group_key ^= FRESH;
-        }
+        let (peer, line) = member.peer(Needs {
+            fresh: again,
+            upgrade,
+        });
+        attempts.line = Some(line);
         cx.failure = None;
         cx.tries.push(Try {
             backend: member.backend().clone(),
@@ -123,8 +121,13 @@ impl Attempts {
         }
     }
 
-    /// The member's final header is there.
+    /// A header of the member's is there.
     pub fn header(&mut self, cx: &mut Cx, response: &ResponseHeader, now: Instant) {
+        if is_final(response)
+            && let Some(line) = &self.line
+        {
+            line.answered();
+        }
         if let Some(this) = cx.tries.last_mut() {
             let latency = now - this.started;
             if let Some(member) = &self.member {
@@ -155,7 +158,11 @@ impl Attempts {
             e.set_retry(false);
             return e;
         }
-        e.retry.decide_reuse(reused);
+        if self.expired() {
+            e = Error::because(ErrorType::ReadTimedout, "waiting for the backend", e).into_up();
+        }
+        e.retry
+            .decide_reuse(reused || self.line.as_ref().is_some_and(|line| line.reused()));
         let again = replayable && e.retry();
         e.set_retry(again);
         if again {
@@ -177,6 +184,11 @@ impl Attempts {
         }
     }
 
+    /// Whether the wait for the member was given up.
+    fn expired(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.expired())
+    }
+
     fn failed(&mut self, cx: &mut Cx, failure: Failure, now: Instant) {
         if let Some(member) = self.member.take() {
             member.failed();
@@ -187,6 +199,11 @@ impl Attempts {
         }
         cx.failure = Some(failure);
     }
+}
+
+/// Whether no other header follows this one.
+fn is_final(response: &ResponseHeader) -> bool {
+    !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// What a failure inside Pingora is for the client and the log.

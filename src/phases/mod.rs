@@ -126,7 +126,7 @@ impl ProxyHttp for Weir {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         x: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
         let Chosen::Route(route) = &x.chosen else {
@@ -135,7 +135,8 @@ impl ProxyHttp for Weir {
         let Handler::Proxy(proxy) = &route.handler else {
             return Err(internal("not a proxy"));
         };
-        proxy.peer(&mut x.attempts, &mut x.cx, Instant::now())
+        let upgrade = session.is_upgrade_req() && session.is_body_empty();
+        proxy.peer(&mut x.attempts, &mut x.cx, upgrade, Instant::now())
     }
 
     fn fail_to_connect(

@@ -427,7 +427,7 @@ mod tests {
     use super::*;
     use crate::pool::Place;
     use crate::pool::balance::Balance;
-    use pingora::upstreams::peer::PeerOptions;
+    use crate::pool::peer::Connector;
 
     fn checker(rise: u32, fall: u32) -> Checker {
         let address = |port| SocketAddr::Inet(([127, 0, 0, 1], port).into());
@@ -440,7 +440,7 @@ mod tests {
                 backup: false,
                 max_conns: None,
             };
-            Arc::new(Member::new(place, PeerOptions::new(), 0))
+            Arc::new(Member::new(place, Connector::plain()))
         };
         let checks = Checks {
             probe: Probe::Tcp,

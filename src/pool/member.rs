@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::upstreams::peer::{HttpPeer, PeerOptions, Scheme};
+use pingora::upstreams::peer::HttpPeer;
 
 use super::backend;
+use super::peer::{Connector, Dialer, Line, Needs};
 
 /// Where a member is, and what the file says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub struct Place {
 pub struct Member {
     place: Place,
     name: Arc<str>,
-    peer: HttpPeer,
+    dialer: Arc<Dialer>,
     health: Health,
     kept: Arc<Kept>,
 }
@@ -64,20 +65,10 @@ pub enum Absence {
 }
 
 impl Member {
-    /// `options` and `group_key` make up the connections to it.
-    pub fn new(place: Place, options: PeerOptions, group_key: u64) -> Member {
+    pub fn new(place: Place, connector: Arc<Connector>) -> Member {
         Member {
             name: backend::display_name(&place.address).into(),
-            // The constructors of `HttpPeer` would resolve a name here, and panic when they cannot.
-            peer: HttpPeer {
-                _address: place.address.clone(),
-                scheme: Scheme::HTTP,
-                sni: String::new(),
-                proxy: None,
-                client_cert_key: None,
-                group_key,
-                options,
-            },
+            dialer: Dialer::new(connector, place.address.clone()),
             place,
             health: Health::default(),
             kept: Arc::default(),
@@ -117,9 +108,9 @@ impl Member {
         &self.place.address
     }
 
-    /// How to connect, for Pingora's proxy.
-    pub fn peer(&self) -> Box<HttpPeer> {
-        Box::new(self.peer.clone())
+    /// How to connect, for Pingora's proxy, and what is known of the connection.
+    pub fn peer(&self, needs: Needs) -> (Box<HttpPeer>, Arc<Line>) {
+        self.dialer.peer(needs)
     }
 
     pub fn health(&self) -> &Health {

@@ -23,38 +23,38 @@ pub mod balance;
 pub mod expect;
 pub mod health;
 pub mod member;
+pub mod peer;
 pub mod roster;
 mod selection;
 pub mod status;
 pub mod tried;
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::upstreams::peer::PeerOptions;
 use pingora_load_balancing::discovery::Static;
 use pingora_load_balancing::{Backend, Backends, LoadBalancer};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::issue::{At, Issues, Sources};
-use crate::value::{Short, Span};
+use crate::value::Short;
 use backend::Address;
 use balance::Balance;
 use health::{Checker, Checks};
+use peer::Connector;
 use roster::Roster;
 use selection::{Selection, backend_of};
 
 pub use expect::Expect;
 pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
+pub use peer::{Line, Needs, Timeouts};
 pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
 pub use tried::Tried;
@@ -75,31 +75,6 @@ pub struct Config {
     pub timeouts: Timeouts,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Timeouts {
-    /// For a new connection to stand. Default 3s. nginx: `proxy_connect_timeout`.
-    pub connect: Span,
-    /// Between two reads of a response. Default 60s. nginx: `proxy_read_timeout`.
-    pub read: Span,
-    /// Between two writes of a request. Default 60s. nginx: `proxy_send_timeout`.
-    pub write: Span,
-    /// For an unused connection to be kept. Default 60s. nginx: `keepalive_timeout` in `upstream`.
-    pub idle: Span,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        let seconds = |seconds| Span::new(Duration::from_secs(seconds));
-        Timeouts {
-            connect: seconds(3),
-            read: seconds(60),
-            write: seconds(60),
-            idle: seconds(60),
-        }
-    }
-}
-
 impl Config {
     /// The pool that this describes: `previous`, the pool of this name in the running configuration, if it describes just
     /// that; otherwise a new one whose members go on from where those of `previous` were.
@@ -113,19 +88,19 @@ impl Config {
         sources: &Sources,
         issues: &mut Issues,
     ) -> Option<Arc<Pool>> {
-        let options = self.timeouts.compile(&at.key("timeouts"), issues);
+        let connector = Connector::compile(self, at, issues);
         let checks = match &self.health {
             Some(health) => health.compile(&at.key("health"), issues).map(Some),
             None => Some(None),
         };
         let places = self.places(previous, &at.key("backends"), sources, issues);
-        let (options, checks, places) = (options?, checks?, places?);
+        let (connector, checks, places) = (connector?, checks?, places?);
         match previous {
             Some(previous) if previous.config == *self && previous.stands_for(&places) => {
                 Some(previous.clone())
             }
             _ => {
-                let pool = Pool::new(name, self.clone(), options, checks, places, previous);
+                let pool = Pool::new(name, self.clone(), connector, checks, places, previous);
                 Some(Arc::new(pool))
             }
         }
@@ -220,40 +195,6 @@ fn resolve(
     kept
 }
 
-impl Timeouts {
-    fn compile(&self, at: &At<'_>, issues: &mut Issues) -> Option<PeerOptions> {
-        let mut complete = true;
-        for (key, span) in [
-            ("connect", self.connect),
-            ("read", self.read),
-            ("write", self.write),
-            ("idle", self.idle),
-        ] {
-            if span.get().is_zero() {
-                issues.error(&at.key(key), format!("`{key}` must be longer than zero"));
-                complete = false;
-            }
-        }
-        let mut options = PeerOptions::new();
-        options.connection_timeout = Some(self.connect.get());
-        options.total_connection_timeout = Some(self.connect.get());
-        options.read_timeout = Some(self.read.get());
-        options.write_timeout = Some(self.write.get());
-        options.idle_timeout = Some(self.idle.get());
-        complete.then_some(options)
-    }
-
-    /// What keeps the idle connections of differently configured pools apart. Pingora compares address, TLS name and the
-    /// like by itself; what else stays with a connection once it is made belongs in here. The other timeouts do not:
-    /// each request brings its own.
-    fn group_key(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        "http/1.1".hash(&mut hasher);
-        self.idle.get().hash(&mut hasher);
-        hasher.finish()
-    }
-}
-
 /// A named group of backends with one way to choose among them.
 pub struct Pool {
     name: Arc<str>,
@@ -268,7 +209,7 @@ impl Pool {
     fn new(
         name: &str,
         config: Config,
-        options: PeerOptions,
+        connector: Arc<Connector>,
         checks: Option<Checks>,
         places: Vec<Place>,
         previous: Option<&Arc<Pool>>,
@@ -279,10 +220,9 @@ impl Pool {
             .iter()
             .map(|member| (member.address(), member))
             .collect();
-        let group_key = config.timeouts.group_key();
         let make = |place: Place| {
             let before = before.get(&place.address);
-            let mut member = Member::new(place, options.clone(), group_key);
+            let mut member = Member::new(place, connector.clone());
             if let Some(before) = before {
                 member.adopt(before);
                 // without probes nothing would ever bring it up again

@@ -345,13 +345,11 @@ fn what_does_not_exist_yet_is_refused() {
 #[test]
 fn defaults_are_as_documented() {
     let pool = pool("{ backends: ['127.0.0.1:1'], health: { http: {} } }");
-    let seconds = |seconds| Some(Duration::from_secs(seconds));
-    let peer = pool.members()[0].peer();
-    assert_eq!(peer.options.connection_timeout, seconds(3));
-    assert_eq!(peer.options.total_connection_timeout, seconds(3));
-    assert_eq!(peer.options.read_timeout, seconds(60));
-    assert_eq!(peer.options.write_timeout, seconds(60));
-    assert_eq!(peer.options.idle_timeout, seconds(60));
+    let timeouts = pool.config().timeouts;
+    assert_eq!(timeouts.connect.get(), Duration::from_secs(3));
+    for span in [timeouts.read, timeouts.write, timeouts.idle] {
+        assert_eq!(span.get(), Duration::from_secs(60));
+    }
     let health = pool.config().health.clone().unwrap();
     assert_eq!(health.interval.get(), Duration::from_secs(5));
     assert_eq!(health.timeout.get(), Duration::from_secs(1));
@@ -359,20 +357,6 @@ fn defaults_are_as_documented() {
     let http = health.http.unwrap();
     assert_eq!(http.path, "/");
     assert_eq!(http.expect.0, ["200-299".parse().unwrap()]);
-}
-
-#[test]
-fn pools_that_differ_in_idle_time_do_not_share_connections() {
-    let key = |yaml: &str| pool(yaml).members()[0].peer().group_key;
-    let plain = key("{ backends: ['127.0.0.1:1'] }");
-    assert_eq!(
-        plain,
-        key("{ backends: ['127.0.0.1:1'], timeouts: { read: 1s } }")
-    );
-    assert_ne!(
-        plain,
-        key("{ backends: ['127.0.0.1:1'], timeouts: { idle: 1s } }")
-    );
 }
 
 #[test]
@@ -728,7 +712,7 @@ fn a_name_that_stops_resolving_keeps_its_addresses() {
     let before = pool("backends: ['127.0.0.2:80']");
     let mut place = before.members()[0].place().clone();
     place.authority = "no-such-name.invalid:80".into();
-    let member = Arc::new(Member::new(place, PeerOptions::new(), 0));
+    let member = Arc::new(Member::new(place, Connector::plain()));
     before.roster.set_members([member].into(), Instant::now());
 
     let yaml = "backends: ['no-such-name.invalid:80']";

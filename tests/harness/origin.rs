@@ -7,7 +7,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
@@ -22,9 +21,6 @@ use super::websocket::{self, Frame};
 
 /// Every origin answers this path by its state of health, whatever else it does.
 pub const HEALTH_PATH: &str = "/healthz";
-
-/// How long an application takes to accept a WebSocket.
-const THOUGHT: Duration = Duration::from_millis(20);
 
 /// What an origin does with each request.
 #[derive(Clone, Debug)]
@@ -351,7 +347,6 @@ impl Conversation {
             Behaviour::Close | Behaviour::CloseAtOnce => return Ok(false),
             Behaviour::Big(length) => self.write_big(length).await?,
             Behaviour::WebSocket => {
-                tokio::time::sleep(THOUGHT).await;
                 self.echo_frames(&head).await?;
                 return Ok(false);
             }

@@ -1,0 +1,265 @@
+//! The stream of one connection to a backend, as Pingora reads and writes it.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Sleep, sleep_until};
+
+use super::line::{Line, Phase};
+
+/// A connection, whoever uses it.
+pub(super) struct Link {
+    io: Io,
+    /// Made for the first wait and set anew for others: a timer of its own for each would be made and thrown away with
+    /// each request.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+pub(super) enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Link {
+    pub fn new(io: Io) -> Link {
+        Link { io, timer: None }
+    }
+
+    /// Whether the connection stands and nothing waits to be read, as it is between two requests.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut context = Context::from_waker(Waker::noop());
+        let read = self
+            .io
+            .poll_read(&mut context, &mut ReadBuf::new(&mut byte));
+        read.is_pending()
+    }
+
+    /// Ready when it is `deadline`.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let deadline = tokio::time::Instant::from_std(deadline);
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        loop {
+            // One that is due earlier is left to fire: most waits end before any timer does.
+            if timer.is_elapsed() || timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Io {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Io::Tcp(io) => Pin::new(io).poll_write(cx, bytes),
+            Io::Unix(io) => Pin::new(io).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Io::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Io::Unix(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A connection in use by one request.
+#[derive(Debug)]
+pub(super) struct Wire {
+    /// Until it goes back to the idle ones.
+    link: Option<Link>,
+    line: Arc<Line>,
+    wait: Wait,
+    /// Whether the answer may be read already.
+    gate: Gate,
+    /// Whether the request is over and the connection can serve another one.
+    free: bool,
+}
+
+/// What is waited for, and since when.
+#[derive(Debug)]
+struct Wait {
+    phase: Phase,
+    since: Option<Instant>,
+}
+
+/// Keeps the answer to an upgrade unread until the request is written to its end.
+///
+/// Pingora reads and writes at the same time, in random order when it can do both. When it reads the `101` of a quick
+/// backend before it has ended the request, whose end is then the next thing that it finds to do, it takes that for
+/// the client's end of the tunnel.
+#[derive(Debug)]
+enum Gate {
+    Open,
+    /// Until so many flushes: the first is the header's, the second the end's.
+    Closed {
+        flushes: u8,
+        reader: Option<Waker>,
+    },
+}
+
+impl Wire {
+    pub fn new(link: Link, line: Arc<Line>) -> Wire {
+        Wire {
+            link: Some(link),
+            wait: Wait {
+                phase: Phase::Header,
+                since: None,
+            },
+            gate: match line.needs.upgrade {
+                true => Gate::Closed {
+                    flushes: 2,
+                    reader: None,
+                },
+                false => Gate::Open,
+            },
+            line,
+            free: false,
+        }
+    }
+
+    /// Fails the wait when it is too long.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(link) = &mut self.link else {
+            return Poll::Ready(Ok(()));
+        };
+        let phase = self.line.phase();
+        if phase != self.wait.phase {
+            self.wait = Wait { phase, since: None };
+        }
+        let since = *self.wait.since.get_or_insert_with(Instant::now);
+        ready!(link.poll_deadline(cx, self.line.deadline(phase, since)));
+        self.line.expire();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let Some(link) = &mut this.link else {
+            return Poll::Ready(Ok(()));
+        };
+        if is_last_look(cx, buf) {
+            this.free = link.is_quiet();
+            // To Pingora it is closed: keeping it is ours.
+            return Poll::Ready(Ok(()));
+        }
+        if let Gate::Closed { reader, .. } = &mut this.gate {
+            *reader = Some(cx.waker().clone());
+            return this.poll_wait(cx);
+        }
+        match link.io.poll_read(cx, buf) {
+            Poll::Ready(read) => {
+                // A header is waited for as a whole.
+                if this.wait.phase != Phase::Header {
+                    this.wait.since = None;
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => this.poll_wait(cx),
+        }
+    }
+}
+
+/// Whether this is how Pingora looks at a connection once the answer has been read to its end and before it is kept: it
+/// tries for one byte without waiting for it. The exact version is pinned; that connections are used again at all
+/// holds it to this.
+fn is_last_look(cx: &Context<'_>, buf: &ReadBuf<'_>) -> bool {
+    buf.capacity() == 1 && cx.waker().data().is_null()
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let Some(link) = &mut this.link else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let written = ready!(link.io.poll_write(cx, bytes));
+        this.wait.since = None;
+        Poll::Ready(written)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let Some(link) = &mut this.link else {
+            return Poll::Ready(Ok(()));
+        };
+        ready!(link.io.poll_flush(cx))?;
+        if let Gate::Closed { flushes, reader } = &mut this.gate {
+            *flushes -= 1;
+            if *flushes == 0 {
+                let reader = reader.take();
+                this.gate = Gate::Open;
+                reader.inspect(Waker::wake_by_ref);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().link {
+            Some(link) => link.io.poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if self.free
+            && let Some(link) = self.link.take()
+        {
+            self.line.dialer.idle.put(link, Instant::now());
+        }
+    }
+}
+
+impl VirtualSocket for Wire {
+    /// Those that Pingora asks for are set already.
+    fn set_socket_option(&self, _option: VirtualSockOpt) -> io::Result<()> {
+        Ok(())
+    }
+}
