@@ -28,6 +28,7 @@ mod streaming; // bodies of any size, WebSocket // files: and static:
 mod http1;
 mod http2;
 mod tls;
+mod upstream; // what is spoken with backends: TLS, HTTP/2, the PROXY protocol
 
 // the process
 mod admin; // status, reload, drain, stop

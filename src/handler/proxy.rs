@@ -21,7 +21,7 @@ use crate::exchange::cx::Try;
 use crate::exchange::{Cx, Failure};
 use crate::http::{forwarded, hop};
 use crate::issue::At;
-use crate::pool::{Choice, InFlight, Line, Needs, Pick, Pool, Tried};
+use crate::pool::{Choice, Ends, InFlight, Line, Needs, Pick, Pool, Tried};
 use crate::value::FromShort;
 
 /// Where to pass the request; `proxy: NAME` is short for `proxy: { pool: NAME }`. nginx: `proxy_pass`.
@@ -60,8 +60,19 @@ pub struct Attempts {
     member: Option<InFlight>,
     /// Its connection to it.
     line: Option<Arc<Line>>,
-    /// Whether the next try is the same member's, on a new connection.
-    again: bool,
+    /// Whether the next try is the same member's.
+    again: Option<Again>,
+    /// Whether the client was told to go on and send its body.
+    continued: bool,
+}
+
+/// Why a member is tried a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// A kept connection was closed: a new one is to be made.
+    Stale,
+    /// The member chose another protocol than it was thought to speak, on a connection that waits to be used.
+    Misjudged,
 }
 
 impl Proxy {
@@ -73,11 +84,17 @@ impl Proxy {
         &self,
         attempts: &mut Attempts,
         cx: &mut Cx,
+        request: &RequestHeader,
         upgrade: bool,
         now: Instant,
     ) -> Result<Box<HttpPeer>> {
-        let again = std::mem::take(&mut attempts.again);
-        if !again {
+        let deadline = self.pool.connector().deadline(cx.started);
+        if deadline.is_some_and(|end| now >= end) {
+            cx.failure = Some(Failure::UpstreamTimeout);
+            return Err(Error::explain(ErrorType::ReadTimedout, "no time left").into_up());
+        }
+        let again = attempts.again.take();
+        if again.is_none() {
             let choice = Choice { now };
             attempts.member = match self.pool.pick(&choice, &mut attempts.tried) {
                 Pick::Member(member) => Some(member),
@@ -97,8 +114,11 @@ impl Proxy {
             return Err(Error::explain(ErrorType::ConnectError, why).into_up());
         };
         let (peer, line) = member.peer(Needs {
-            fresh: again,
+            fresh: again == Some(Again::Stale),
             upgrade,
+            events: wants_events(request),
+            deadline,
+            ends: ends(cx),
         });
         attempts.line = Some(line);
         cx.failure = None;
@@ -126,7 +146,7 @@ impl Attempts {
         if is_final(response)
             && let Some(line) = &self.line
         {
-            line.answered();
+            line.answered(is_tunnel(response));
         }
         if let Some(this) = cx.tries.last_mut() {
             let latency = now - this.started;
@@ -140,9 +160,29 @@ impl Attempts {
 
     /// No connection to the member: another one is tried, for no byte of the request was sent.
     pub fn fail_to_connect(&mut self, cx: &mut Cx, mut e: Box<Error>, now: Instant) -> Box<Error> {
-        self.failed(cx, failure_of(&e), now);
         e.set_retry(true);
+        if self.line.as_ref().is_some_and(|line| line.misjudged()) {
+            cx.tries.pop();
+            self.again = Some(Again::Misjudged);
+        } else {
+            self.failed(cx, failure_of(&e), now);
+        }
         e
+    }
+
+    /// Whether the request has taken too long in all.
+    pub fn is_over(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.is_over())
+    }
+
+    /// Whether the client waits to be told to go on; true only once.
+    pub fn is_to_continue(&mut self, request: &RequestHeader) -> bool {
+        let expects = request.version == Version::HTTP_11
+            && request
+                .headers
+                .get(header::EXPECT)
+                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        expects && !std::mem::replace(&mut self.continued, true)
     }
 
     /// A connection that stood failed, before or in the middle of the answer.
@@ -166,7 +206,7 @@ impl Attempts {
         let again = replayable && e.retry();
         e.set_retry(again);
         if again {
-            self.again = true;
+            self.again = Some(Again::Stale);
         } else {
             self.failed(cx, failure_of(&e), now);
         }
@@ -204,6 +244,35 @@ impl Attempts {
 /// Whether no other header follows this one.
 fn is_final(response: &ResponseHeader) -> bool {
     !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Whether what follows this header goes on for as long as anybody has something to say.
+fn is_tunnel(response: &ResponseHeader) -> bool {
+    let is_events = |value: &HeaderValue| {
+        let value = value.as_bytes();
+        value.len() >= EVENTS.len() && value[..EVENTS.len()].eq_ignore_ascii_case(EVENTS)
+    };
+    response.status == StatusCode::SWITCHING_PROTOCOLS
+        || response
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(is_events)
+}
+
+/// Whether the client asks for a stream of events, as browsers do.
+fn wants_events(request: &RequestHeader) -> bool {
+    let accept = request.headers.get(header::ACCEPT);
+    accept.is_some_and(|accept| accept.as_bytes() == EVENTS)
+}
+
+const EVENTS: &[u8] = b"text/event-stream";
+
+/// The client's connection; `None` on a unix socket.
+fn ends(cx: &Cx) -> Option<Ends> {
+    Some(Ends {
+        client: cx.connection.peer?,
+        server: cx.connection.local?,
+    })
 }
 
 /// What a failure inside Pingora is for the client and the log.
@@ -262,10 +331,16 @@ pub fn prepare(
     if let Some(target) = &cx.target {
         upstream.set_raw_path(target.as_bytes())?;
     }
-    hop::remove_from_request(upstream, true);
+    // Only HTTP/1.1 can become another protocol.
+    hop::remove_from_request(upstream, upstream.version == Version::HTTP_11);
+    // weir has told the client to go on.
+    upstream.remove_header(&header::EXPECT);
+    if upstream.version == Version::HTTP_11 {
+        join_cookies(upstream)?;
+    }
     // Names as text go into Pingora's map of spellings as they are; a `HeaderName` would be copied for it.
     if !(trusted && request.headers.contains_key(X_FORWARDED_HOST)) {
-        match upstream.headers.get(header::HOST).cloned() {
+        match host_of(upstream) {
             Some(host) => upstream.insert_header("X-Forwarded-Host", host)?,
             None => drop(upstream.remove_header(&X_FORWARDED_HOST)),
         }
@@ -283,6 +358,25 @@ pub fn prepare(
         None => drop(upstream.remove_header(&X_FORWARDED_FOR)),
     }
     Ok(())
+}
+
+/// HTTP/2 may split a cookie header into crumbs, which HTTP/1.1 does not know (RFC 9113 section 8.2.3).
+fn join_cookies(upstream: &mut RequestHeader) -> Result<()> {
+    let crumbs = upstream.headers.get_all(header::COOKIE);
+    if crumbs.iter().nth(1).is_none() {
+        return Ok(());
+    }
+    let crumbs: Vec<&[u8]> = crumbs.iter().map(HeaderValue::as_bytes).collect();
+    let cookie = crumbs.join(&b"; "[..]);
+    upstream.insert_header(header::COOKIE, cookie)
+}
+
+/// The host as the client named it: HTTP/2 says it in `:authority`.
+fn host_of(request: &RequestHeader) -> Option<HeaderValue> {
+    if let Some(host) = request.headers.get(header::HOST) {
+        return Some(host.clone());
+    }
+    HeaderValue::from_str(request.uri.authority()?.as_str()).ok()
 }
 
 /// Takes out of a backend's header what is between it and weir only, its version of HTTP included (RFC 9110 section 6.2).

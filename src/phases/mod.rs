@@ -1,16 +1,17 @@
 //! The life of a request: weir's only `impl ProxyHttp`, its methods in the order in which Pingora calls them.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 
 use crate::exchange::vars::View;
@@ -24,6 +25,7 @@ use crate::router::{RequestFacts, Route};
 use crate::runtime::{Live, Snapshot};
 
 mod companion;
+mod grpc;
 mod refuse;
 mod send;
 mod status;
@@ -32,9 +34,12 @@ pub use companion::Companion;
 pub use refuse::Refusals;
 
 /// How long a client may take nothing of an answer (nginx: `send_timeout`).
-const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an idle HTTP/2 connection is kept (nginx: `keepalive_timeout`).
-const H2_IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(75);
+const H2_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// The longest header of a backend's answer (nginx: `proxy_buffer_size`, 4 KiB or 8 KiB).
+const MAX_RESPONSE_HEADER: u64 = 64 * 1024;
 
 /// weir, as Pingora sees it.
 pub struct Weir {
@@ -136,7 +141,8 @@ impl ProxyHttp for Weir {
             return Err(internal("not a proxy"));
         };
         let upgrade = session.is_upgrade_req() && session.is_body_empty();
-        proxy.peer(&mut x.attempts, &mut x.cx, upgrade, Instant::now())
+        let request = session.req_header();
+        proxy.peer(&mut x.attempts, &mut x.cx, request, upgrade, Instant::now())
     }
 
     fn fail_to_connect(
@@ -168,6 +174,10 @@ impl ProxyHttp for Weir {
         upstream: &mut RequestHeader,
         x: &mut Exchange,
     ) -> Result<()> {
+        if x.attempts.is_to_continue(session.req_header()) {
+            let client = session.as_downstream_mut();
+            client.write_continue_response().await?;
+        }
         let trusted = x.is_trusted();
         crate::handler::proxy::prepare(&x.cx, session.req_header(), upstream, trusted)?;
         let chain = x.chain();
@@ -184,7 +194,24 @@ impl ProxyHttp for Weir {
         x: &mut Exchange,
     ) -> Result<()> {
         x.attempts.header(&mut x.cx, response, Instant::now());
+        if fields_length(&response.headers) > MAX_RESPONSE_HEADER {
+            let why = "the header of the answer is too long";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+        }
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end: bool,
+        x: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        match x.attempts.is_over() {
+            true => Err(Error::explain(ErrorType::ReadTimedout, "no time left").into_up()),
+            false => Ok(None),
+        }
     }
 
     async fn response_filter(
@@ -462,5 +489,5 @@ fn fields_length(fields: &http::HeaderMap) -> u64 {
 }
 
 fn internal(what: &'static str) -> Box<Error> {
-    Error::explain(pingora::ErrorType::InternalError, what)
+    Error::explain(ErrorType::InternalError, what)
 }

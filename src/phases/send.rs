@@ -10,7 +10,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr, Result};
 
-use super::Exchange;
+use super::{Exchange, grpc};
 use crate::exchange::{Body, Failure, Reply};
 use crate::http::{accept, date};
 
@@ -147,9 +147,12 @@ pub(super) fn failure(failure: Failure) -> Reply {
 pub(super) fn with_page(reply: Reply, request: &RequestHeader) -> Reply {
     let Reply { mut head, body } = reply;
     let status = head.status;
-    let wants_page = matches!(body, Body::Empty)
-        && (status.is_client_error() || status.is_server_error())
-        && !head.headers.contains_key(header::CONTENT_TYPE);
+    let is_error = status.is_client_error() || status.is_server_error();
+    if is_error && grpc::is_grpc(&request.headers) {
+        return grpc::failure(status);
+    }
+    let wants_page =
+        matches!(body, Body::Empty) && is_error && !head.headers.contains_key(header::CONTENT_TYPE);
     if !wants_page {
         return Reply { head, body };
     }

@@ -17,14 +17,11 @@ use http::header::{CONNECTION, HOST, USER_AGENT};
 use http::uri::{Authority, PathAndQuery};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::client::HttpSession;
-use pingora::protocols::l4::socket::SocketAddr;
-use pingora::protocols::l4::stream::Stream;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -205,9 +202,8 @@ enum Probe {
 
 impl Probe {
     async fn run(&self, member: &Member) -> Result<(), String> {
-        let stream = connect(member.address())
-            .await
-            .map_err(|error| plain(&error))?;
+        let stream = member.dialer().connect().await;
+        let stream = stream.map_err(|error| explain(&error))?;
         let Probe::Http {
             request,
             host,
@@ -234,16 +230,6 @@ impl Probe {
             return Err(format!("status {status}, expected {}", Expected(expect)));
         }
         drain(&mut session).await.map_err(|error| explain(&error))
-    }
-}
-
-async fn connect(address: &SocketAddr) -> io::Result<Stream> {
-    match address {
-        SocketAddr::Inet(address) => Ok(TcpStream::connect(address).await?.into()),
-        SocketAddr::Unix(address) => {
-            let path = address.as_pathname().ok_or(io::ErrorKind::InvalidInput)?;
-            Ok(UnixStream::connect(path).await?.into())
-        }
     }
 }
 
@@ -428,6 +414,7 @@ mod tests {
     use crate::pool::Place;
     use crate::pool::balance::Balance;
     use crate::pool::peer::Connector;
+    use pingora::protocols::l4::socket::SocketAddr;
 
     fn checker(rise: u32, fall: u32) -> Checker {
         let address = |port| SocketAddr::Inet(([127, 0, 0, 1], port).into());

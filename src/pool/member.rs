@@ -68,7 +68,7 @@ impl Member {
     pub fn new(place: Place, connector: Arc<Connector>) -> Member {
         Member {
             name: backend::display_name(&place.address).into(),
-            dialer: Dialer::new(connector, place.address.clone()),
+            dialer: Dialer::new(connector, place.address.clone(), &place.authority),
             place,
             health: Health::default(),
             kept: Arc::default(),
@@ -111,6 +111,10 @@ impl Member {
     /// How to connect, for Pingora's proxy, and what is known of the connection.
     pub fn peer(&self, needs: Needs) -> (Box<HttpPeer>, Arc<Line>) {
         self.dialer.peer(needs)
+    }
+
+    pub fn dialer(&self) -> &Arc<Dialer> {
+        &self.dialer
     }
 
     pub fn health(&self) -> &Health {

@@ -54,7 +54,7 @@ use selection::{Selection, backend_of};
 pub use expect::Expect;
 pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
-pub use peer::{Line, Needs, Timeouts};
+pub use peer::{Ends, Line, Needs, Protocol, ProxyProtocol, Timeouts, TrueOr};
 pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
 pub use tried::Tried;
@@ -73,6 +73,14 @@ pub struct Config {
     /// How long to wait for a member.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// What the members speak. Default `auto`. nginx: `proxy_http_version`, `grpc_pass`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// TLS towards the members: `true`, or a map. Absent: none. nginx: `proxy_pass https://`.
+    pub tls: Option<TrueOr>,
+    /// Tell members of the client's address by the PROXY protocol. A connection is then not used for another client. Absent:
+    /// no. nginx: `proxy_protocol on` (`stream`).
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 impl Config {
@@ -88,7 +96,7 @@ impl Config {
         sources: &Sources,
         issues: &mut Issues,
     ) -> Option<Arc<Pool>> {
-        let connector = Connector::compile(self, at, issues);
+        let connector = Connector::compile(self, at, sources, issues);
         let checks = match &self.health {
             Some(health) => health.compile(&at.key("health"), issues).map(Some),
             None => Some(None),
@@ -96,7 +104,11 @@ impl Config {
         let places = self.places(previous, &at.key("backends"), sources, issues);
         let (connector, checks, places) = (connector?, checks?, places?);
         match previous {
-            Some(previous) if previous.config == *self && previous.stands_for(&places) => {
+            Some(previous)
+                if previous.config == *self
+                    && previous.stands_for(&places)
+                    && previous.connector.has_same_files(&connector) =>
+            {
                 Some(previous.clone())
             }
             _ => {
@@ -201,6 +213,8 @@ pub struct Pool {
     config: Config,
     /// What requests choose from.
     roster: Arc<Roster>,
+    /// How connections to the members are made.
+    connector: Arc<Connector>,
     /// Pingora's side of the pool: membership and health.
     backends: LoadBalancer<Selection>,
 }
@@ -235,6 +249,7 @@ impl Pool {
         let members: BTreeSet<Backend> = places.into_iter().map(make).collect();
         let roster = Arc::new(Roster::new(config.balance.clone()));
         Pool {
+            connector,
             backends: load_balancer(&name, checks, members, &roster),
             name,
             config,
@@ -244,6 +259,11 @@ impl Pool {
 
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// How connections to the members are made.
+    pub fn connector(&self) -> &Connector {
+        &self.connector
     }
 
     /// What the pool was made from.

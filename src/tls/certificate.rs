@@ -8,7 +8,7 @@ use std::path::Path;
 use boring::error::ErrorStack;
 use boring::hash::MessageDigest;
 use boring::pkey::{PKey, Private};
-use boring::ssl::SslRef;
+use boring::ssl::{SslConnectorBuilder, SslRef};
 use boring::x509::X509;
 
 /// A certificate chain with the key of its first certificate.
@@ -141,6 +141,15 @@ impl CertifiedKey {
             ssl.add_chain_cert(certificate)?;
         }
         ssl.set_private_key(&self.key)
+    }
+
+    /// Makes all handshakes of a client present this certificate to those who ask for one.
+    pub fn install(&self, client: &mut SslConnectorBuilder) -> Result<(), ErrorStack> {
+        client.set_certificate(&self.leaf)?;
+        for certificate in &self.intermediates {
+            client.add_extra_chain_cert(certificate.clone())?;
+        }
+        client.set_private_key(&self.key)
     }
 }
 

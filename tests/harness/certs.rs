@@ -41,6 +41,12 @@ impl Authority {
         }
     }
 
+    /// Writes its own certificate as `file` into `dir`.
+    pub fn write(&self, dir: &Path, file: &str) {
+        let pem = self.certificate.to_pem().expect("encode");
+        std::fs::write(dir.join(file), pem).expect("write the authority");
+    }
+
     /// Writes `{file}.pem` and `{file}.key` for `names` into `dir`.
     pub fn issue(&self, dir: &Path, file: &str, names: &[&str]) -> Pair {
         let key = new_key();

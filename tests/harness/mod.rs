@@ -23,6 +23,7 @@ pub mod load;
 pub mod message;
 pub mod origin;
 pub mod port;
+pub mod secure;
 pub mod wait;
 pub mod websocket;
 

@@ -41,11 +41,14 @@ impl Idle {
         }
     }
 
-    /// A connection on which the backend waits for a request.
-    pub fn take(&self, now: Instant) -> Option<Link> {
+    /// A connection of that protocol on which the backend waits for a request.
+    pub fn take(&self, http2: bool, now: Instant) -> Option<Link> {
         loop {
-            let (mut link, since) = self.shared.links.lock().pop()?;
-            if now < since + self.shared.limit && link.is_quiet() {
+            let mut links = self.shared.links.lock();
+            let last = links.iter().rposition(|(link, _)| link.http2 == http2)?;
+            let (mut link, since) = links.remove(last);
+            drop(links);
+            if now < since + self.shared.limit && link.is_idle() {
                 return Some(link);
             }
         }
@@ -73,7 +76,7 @@ async fn sweep(idle: std::sync::Weak<Shared>) {
         let Some(idle) = idle.upgrade() else { return };
         let now = Instant::now();
         let mut links = idle.links.lock();
-        links.retain_mut(|(link, since)| now < *since + idle.limit && link.is_quiet());
+        links.retain_mut(|(link, since)| now < *since + idle.limit && link.is_idle());
         if links.is_empty() {
             // under the lock: whoever puts the next one sees it
             idle.swept.store(false, Ordering::Relaxed);

@@ -2,15 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::VirtualSocketStream;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorType, OrErr, Result};
 
+use super::tls::Offer;
 use super::wire::{Link, Wire};
 use super::{Dialer, Needs};
 
@@ -22,6 +23,8 @@ pub(super) enum Phase {
     Header,
     /// More of the body, from the last byte read on.
     Body,
+    /// Anything, in either direction.
+    Tunnel,
 }
 
 /// One try of a request on one connection; known to the phases of the request and to its stream.
@@ -33,10 +36,14 @@ pub struct Line {
     phase: AtomicU8,
     reused: AtomicBool,
     expired: AtomicBool,
+    misjudged: AtomicBool,
+    /// Whether the connection is to speak HTTP/2.
+    http2: bool,
+    offer: Offer,
 }
 
 impl Line {
-    pub(super) fn new(dialer: Arc<Dialer>, needs: Needs) -> Arc<Line> {
+    pub(super) fn new(dialer: Arc<Dialer>, needs: Needs, http2: bool, offer: Offer) -> Arc<Line> {
         Arc::new_cyclic(|me| Line {
             me: me.clone(),
             dialer,
@@ -44,6 +51,9 @@ impl Line {
             phase: AtomicU8::new(Phase::Header as u8),
             reused: AtomicBool::new(false),
             expired: AtomicBool::new(false),
+            misjudged: AtomicBool::new(false),
+            http2,
+            offer,
         })
     }
 
@@ -57,25 +67,43 @@ impl Line {
         self.expired.load(Ordering::Relaxed)
     }
 
-    /// The final header of the answer is there.
-    pub fn answered(&self) {
-        self.phase.store(Phase::Body as u8, Ordering::Relaxed);
+    /// Whether the backend speaks another protocol than it was thought to: the next try knows better.
+    pub fn misjudged(&self) -> bool {
+        self.misjudged.load(Ordering::Relaxed)
+    }
+
+    /// The final header of the answer is there; what follows is a body, or a tunnel or a stream of events.
+    pub fn answered(&self, tunnel: bool) {
+        let phase = if tunnel { Phase::Tunnel } else { Phase::Body };
+        self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
     pub(super) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::Header,
-            _ => Phase::Body,
+            1 => Phase::Body,
+            _ => Phase::Tunnel,
         }
     }
 
     /// When a wait that began at `since` is too long.
     pub(super) fn deadline(&self, phase: Phase, since: Instant) -> Instant {
         let limits = &self.dialer.connector.limits;
-        let limit: Duration = match phase {
-            Phase::Header | Phase::Body => limits.read,
-        };
-        since + limit
+        match phase {
+            Phase::Tunnel => since + limits.tunnel,
+            Phase::Header | Phase::Body => {
+                let deadline = since + limits.read;
+                self.needs
+                    .deadline
+                    .map_or(deadline, |end| deadline.min(end))
+            }
+        }
+    }
+
+    /// Whether the request has taken too long in all.
+    pub fn is_over(&self) -> bool {
+        let over = self.needs.deadline.is_some_and(|end| Instant::now() >= end);
+        over && self.phase() != Phase::Tunnel
     }
 
     pub(super) fn expire(&self) {
@@ -84,12 +112,22 @@ impl Line {
 
     async fn link(&self) -> Result<Link> {
         if !self.needs.fresh
-            && let Some(link) = self.dialer.idle.take(Instant::now())
+            && let Some(link) = self.dialer.idle.take(self.http2, Instant::now())
         {
-            self.reused.store(true, Ordering::Relaxed);
+            self.reused.store(link.used, Ordering::Relaxed);
             return Ok(link);
         }
-        self.dialer.dial().await
+        let link = self.dialer.dial(self.offer, self.needs.ends).await?;
+        if link.http2 == self.http2 {
+            return Ok(link);
+        }
+        if self.offer == Offer::Both {
+            self.dialer.learn(link.http2);
+            self.dialer.keep(link);
+            self.misjudged.store(true, Ordering::Relaxed);
+        }
+        let spoken = if self.http2 { "no HTTP/2" } else { "HTTP/2" };
+        Error::e_explain(ErrorType::H2Error, format!("the backend speaks {spoken}"))
     }
 }
 
@@ -100,7 +138,12 @@ impl L4Connect for Line {
         let Some(line) = self.me.upgrade() else {
             return Error::e_explain(ErrorType::InternalError, "a request that is over");
         };
-        let wire = Wire::new(self.link().await?, line);
+        let link = self.link().await?;
+        if link.http2 {
+            let stream = link.share();
+            return stream.or_err(ErrorType::SocketError, "sharing a connection");
+        }
+        let wire = Wire::new(link, line);
         Ok(VirtualSocketStream::new(Box::new(wire)).into())
     }
 }

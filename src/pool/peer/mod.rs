@@ -13,41 +13,120 @@
 
 mod idle;
 mod line;
+mod proxy_protocol;
 mod timeouts;
+mod tls;
 mod wire;
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
+use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::{HttpPeer, PeerOptions, Scheme};
 use pingora::{Error, ErrorType, Result};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::issue::{At, Issues};
+use crate::issue::{At, Issues, Sources};
 use idle::Idle;
+use proxy_protocol::Version;
+use tls::{Offer, Tls};
 use wire::{Io, Link};
 
 pub use line::Line;
+pub use proxy_protocol::{Ends, Version as ProxyProtocol};
 pub use timeouts::{Limits, Timeouts};
+pub use tls::TrueOr;
+
+/// What a pool's backends speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// With `tls`: HTTP/2 where the backend chooses it by ALPN, HTTP/1.1 otherwise. Without: HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    H1,
+    /// HTTP/2 over TLS, and nothing else.
+    H2,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+}
 
 /// How many idle connections to one member are kept.
 const KEEPALIVE: usize = 128;
+/// How many requests share an HTTP/2 connection, if the backend allows as many.
+const STREAMS: usize = 128;
+/// What the key of Pingora's HTTP/2 connections is changed by, so that none of those is taken.
+const FRESH: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// How the connections of a pool are made.
 #[derive(Debug)]
 pub struct Connector {
     limits: Limits,
+    protocol: Protocol,
+    tls: Option<Tls>,
+    proxy_protocol: Option<Version>,
 }
 
 impl Connector {
     pub fn compile(
         config: &super::Config,
         at: &At<'_>,
+        sources: &Sources,
         issues: &mut Issues,
     ) -> Option<Arc<Connector>> {
-        let limits = config.timeouts.compile(&at.key("timeouts"), issues)?;
-        Some(Arc::new(Connector { limits }))
+        let limits = config.timeouts.compile(&at.key("timeouts"), issues);
+        let tls = match &config.tls {
+            Some(TrueOr(tls)) => tls.compile(&at.key("tls"), sources, issues).map(Some),
+            None => Some(None),
+        };
+        match (config.protocol, &config.tls) {
+            (Protocol::H2, None) => {
+                issues
+                    .error(&at.key("protocol"), "`h2` needs `tls`")
+                    .hint("`h2c` is HTTP/2 without TLS");
+                return None;
+            }
+            (Protocol::H2c, Some(_)) => {
+                issues
+                    .error(
+                        &at.key("protocol"),
+                        "`h2c` is without TLS, but `tls` is given",
+                    )
+                    .hint("`h2` is HTTP/2 over TLS");
+                return None;
+            }
+            _ => {}
+        }
+        Some(Arc::new(Connector {
+            limits: limits?,
+            protocol: config.protocol,
+            tls: tls?,
+            proxy_protocol: config.proxy_protocol,
+        }))
+    }
+
+    /// Whether the files that the configuration names hold the same for both.
+    pub fn has_same_files(&self, other: &Connector) -> bool {
+        match (&self.tls, &other.tls) {
+            (Some(tls), Some(other)) => tls.has_same_files(other),
+            (tls, other) => tls.is_none() == other.is_none(),
+        }
+    }
+
+    /// When a request that began at `started` has taken too long.
+    pub fn deadline(&self, started: Instant) -> Option<Instant> {
+        Some(started + self.limits.total?)
     }
 }
 
@@ -58,6 +137,9 @@ impl Connector {
         let limits = Timeouts::default().compile(&At::Root, &mut Issues::default());
         Arc::new(Connector {
             limits: limits.expect("the defaults are right"),
+            protocol: Protocol::Auto,
+            tls: None,
+            proxy_protocol: None,
         })
     }
 }
@@ -67,6 +149,10 @@ impl Connector {
 pub struct Dialer {
     connector: Arc<Connector>,
     address: SocketAddr,
+    /// What its certificate must be for.
+    name: String,
+    /// Whether the backend chose HTTP/2 when it was last asked.
+    http2: AtomicBool,
     idle: Idle,
     peer: HttpPeer,
 }
@@ -78,14 +164,20 @@ pub struct Needs {
     pub fresh: bool,
     /// The request asks for another protocol, and has no body: no answer may be read before all of it is written.
     pub upgrade: bool,
+    /// The client wants a stream of events.
+    pub events: bool,
+    /// When the request has taken too long in all.
+    pub deadline: Option<Instant>,
+    /// The client's connection, for a backend that is told of it.
+    pub ends: Option<Ends>,
 }
 
 impl Dialer {
-    pub fn new(connector: Arc<Connector>, address: SocketAddr) -> Arc<Dialer> {
+    /// `authority` is what its backend was written as.
+    pub fn new(connector: Arc<Connector>, address: SocketAddr, authority: &str) -> Arc<Dialer> {
         /// Connections of one dialer are not for another one: what made them trustworthy may differ.
         static DIALERS: AtomicU64 = AtomicU64::new(0);
         let mut options = PeerOptions::new();
-        options.total_connection_timeout = Some(connector.limits.connect);
         options.write_timeout = Some(connector.limits.write);
         // `handler/proxy` does it in one pass over the headers that are there. Pingora would look up each of ten names in two
         // maps, 2k of the 89k instructions of a small request.
@@ -102,6 +194,8 @@ impl Dialer {
         };
         Arc::new(Dialer {
             idle: Idle::new(connector.limits.idle, KEEPALIVE),
+            http2: AtomicBool::new(false),
+            name: host_of(authority).to_owned(),
             connector,
             address,
             peer,
@@ -110,36 +204,142 @@ impl Dialer {
 
     /// How Pingora gets the connection for one try of a request.
     pub fn peer(self: &Arc<Self>, needs: Needs) -> (Box<HttpPeer>, Arc<Line>) {
+        let (http2, offer) = self.protocol(needs.upgrade);
+        let line = Line::new(self.clone(), needs, http2, offer);
         let mut peer = Box::new(self.peer.clone());
-        let line = Line::new(self.clone(), needs);
         peer.options.custom_l4 = Some(line.clone());
+        let limits = &self.connector.limits;
+        let left = needs.deadline.map(|end| end.duration_since(Instant::now()));
+        let within = |limit: Duration| left.map_or(limit, |left| limit.min(left));
+        peer.options.total_connection_timeout = Some(within(limits.connect));
+        if http2 {
+            let read = if needs.events {
+                limits.tunnel
+            } else {
+                limits.read
+            };
+            peer.options.read_timeout = Some(within(read));
+            peer.options.idle_timeout = Some(limits.idle);
+            // Pingora's way to say: HTTP/2 without TLS. What there is of TLS is in the stream.
+            peer.options.set_http_version(2, 2);
+            peer.options.max_h2_streams = STREAMS;
+            if self.connector.tls.is_some() {
+                // For Pingora it ends in a pair of sockets: the address that it takes to be anybody's.
+                peer._address = SocketAddr::Inet((Ipv4Addr::UNSPECIFIED, 0).into());
+            }
+            if needs.fresh {
+                peer.group_key ^= FRESH;
+            }
+            if self.connector.proxy_protocol.is_some() {
+                // What was said of one client is not true of another.
+                let mut hasher = DefaultHasher::new();
+                (peer.group_key, needs.ends).hash(&mut hasher);
+                peer.group_key = hasher.finish();
+            }
+        }
         (peer, line)
     }
 
+    /// Whether to speak HTTP/2, and what to offer a backend that may choose.
+    fn protocol(&self, upgrade: bool) -> (bool, Offer) {
+        match self.connector.protocol {
+            Protocol::H1 => (false, Offer::Http1),
+            Protocol::H2 | Protocol::H2c => (true, Offer::Http2),
+            // Only HTTP/1.1 can become another protocol.
+            Protocol::Auto if upgrade => (false, Offer::Http1),
+            Protocol::Auto => (self.http2.load(Ordering::Relaxed), Offer::Both),
+        }
+    }
+
+    fn learn(&self, http2: bool) {
+        self.http2.store(http2, Ordering::Relaxed);
+    }
+
+    /// Keeps a connection for a later request.
+    fn keep(&self, link: Link) {
+        if self.connector.proxy_protocol.is_none() {
+            self.idle.put(link, Instant::now());
+        }
+    }
+
+    /// A connection of its own, for a probe: HTTP/1.1 is spoken on it, or HTTP/2 where the pool is for nothing else.
+    ///
+    /// # Errors
+    /// When none comes about. There is no limit of time.
+    pub async fn connect(self: &Arc<Self>) -> Result<Stream> {
+        let needs = Needs {
+            fresh: true,
+            ..Needs::default()
+        };
+        // The same that an upgrade gets: a backend that may choose is to choose HTTP/1.1.
+        let (http2, offer) = self.protocol(true);
+        let line = Line::new(self.clone(), needs, http2, offer);
+        line.connect(&self.address).await
+    }
+
     /// A connection that nobody has used.
-    async fn dial(&self) -> Result<Link> {
-        let io = match &self.address {
-            SocketAddr::Inet(address) => TcpStream::connect(address).await.and_then(|socket| {
+    async fn dial(&self, offer: Offer, ends: Option<Ends>) -> Result<Link> {
+        let greeting = self.connector.proxy_protocol;
+        let greeting = greeting.map(|version| proxy_protocol::header(version, ends));
+        let socket = self.socket(greeting.unwrap_or_default()).await;
+        let socket = socket.map_err(|e| self.explain(e))?;
+        let Some(tls) = &self.connector.tls else {
+            let io = match socket {
+                Socket::Tcp(socket) => Io::Tcp(socket),
+                Socket::Unix(socket) => Io::Unix(socket),
+            };
+            return Ok(Link::new(io, offer == Offer::Http2));
+        };
+        let stream = match socket {
+            Socket::Tcp(socket) => socket.into(),
+            Socket::Unix(socket) => socket.into(),
+        };
+        let stream = tls.connect(stream, &self.name, offer).await?;
+        let http2 = stream.ssl().selected_alpn_protocol() == Some(b"h2");
+        Ok(Link::new(Io::Tls(Box::new(stream)), http2))
+    }
+
+    /// A connected socket, on which the greeting is sent.
+    async fn socket(&self, greeting: Vec<u8>) -> io::Result<Socket> {
+        match &self.address {
+            SocketAddr::Inet(address) => {
+                let mut socket = TcpStream::connect(address).await?;
                 // Pingora hands over whole messages.
                 socket.set_nodelay(true)?;
-                Ok(Io::Tcp(socket))
-            }),
-            SocketAddr::Unix(address) => {
-                let path = address.as_pathname().unwrap_or("".as_ref());
-                UnixStream::connect(path).await.map(Io::Unix)
+                socket.write_all(&greeting).await?;
+                Ok(Socket::Tcp(socket))
             }
-        };
-        io.map(Link::new).map_err(|e| {
-            use std::io::ErrorKind::{
-                ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut,
-            };
-            let kind = match e.kind() {
-                ConnectionRefused => ErrorType::ConnectRefused,
-                TimedOut => ErrorType::ConnectTimedout,
-                HostUnreachable | NetworkUnreachable => ErrorType::ConnectNoRoute,
-                _ => ErrorType::ConnectError,
-            };
-            Error::because(kind, format!("connecting to {}", self.address), e)
-        })
+            SocketAddr::Unix(address) => {
+                let path = address.as_pathname().ok_or(io::ErrorKind::InvalidInput)?;
+                let mut socket = UnixStream::connect(path).await?;
+                socket.write_all(&greeting).await?;
+                Ok(Socket::Unix(socket))
+            }
+        }
     }
+
+    fn explain(&self, e: io::Error) -> Box<Error> {
+        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+        let kind = match e.kind() {
+            ConnectionRefused => ErrorType::ConnectRefused,
+            TimedOut => ErrorType::ConnectTimedout,
+            HostUnreachable | NetworkUnreachable => ErrorType::ConnectNoRoute,
+            _ => ErrorType::ConnectError,
+        };
+        Error::because(kind, format!("connecting to {}", self.address), e)
+    }
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The host of `host:port` and `[address]:port`.
+fn host_of(authority: &str) -> &str {
+    let host = match authority.rsplit_once(':') {
+        Some((host, _)) if !host.contains(':') || host.ends_with(']') => host,
+        _ => authority,
+    };
+    host.trim_start_matches('[').trim_end_matches(']')
 }

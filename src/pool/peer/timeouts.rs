@@ -20,6 +20,11 @@ pub struct Timeouts {
     pub write: Span,
     /// For an unused connection to be kept. Default 60s. nginx: `keepalive_timeout` in `upstream`.
     pub idle: Span,
+    /// For a whole request, from its header to the last byte of its answer, tries of several members included. WebSockets and
+    /// event streams end with `tunnel` instead. Default: no limit.
+    pub total: Option<Span>,
+    /// For a WebSocket or an event stream (`text/event-stream`) on which nothing is sent in either direction. Default 1h.
+    pub tunnel: Span,
 }
 
 impl Default for Timeouts {
@@ -30,6 +35,8 @@ impl Default for Timeouts {
             read: seconds(60),
             write: seconds(60),
             idle: seconds(60),
+            total: None,
+            tunnel: seconds(3600),
         }
     }
 }
@@ -41,18 +48,22 @@ pub struct Limits {
     pub read: Duration,
     pub write: Duration,
     pub idle: Duration,
+    pub total: Option<Duration>,
+    pub tunnel: Duration,
 }
 
 impl Timeouts {
     pub(super) fn compile(&self, at: &At<'_>, issues: &mut Issues) -> Option<Limits> {
         let mut complete = true;
         for (key, span) in [
-            ("connect", self.connect),
-            ("read", self.read),
-            ("write", self.write),
-            ("idle", self.idle),
+            ("connect", Some(self.connect)),
+            ("read", Some(self.read)),
+            ("write", Some(self.write)),
+            ("idle", Some(self.idle)),
+            ("total", self.total),
+            ("tunnel", Some(self.tunnel)),
         ] {
-            if span.get().is_zero() {
+            if span.is_some_and(|span| span.get().is_zero()) {
                 issues.error(&at.key(key), format!("`{key}` must be longer than zero"));
                 complete = false;
             }
@@ -62,6 +73,8 @@ impl Timeouts {
             read: self.read.get(),
             write: self.write.get(),
             idle: self.idle.get(),
+            total: self.total.map(Span::get),
+            tunnel: self.tunnel.get(),
         };
         complete.then_some(limits)
     }

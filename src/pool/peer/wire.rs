@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
+use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use pingora::protocols::tls::SslStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep_until};
 
@@ -17,6 +19,10 @@ use super::line::{Line, Phase};
 /// A connection, whoever uses it.
 pub(super) struct Link {
     io: Io,
+    /// Whether HTTP/2 is spoken on it.
+    pub http2: bool,
+    /// Whether a request was answered on it.
+    pub used: bool,
     /// Made for the first wait and set anew for others: a timer of its own for each would be made and thrown away with
     /// each request.
     timer: Option<Pin<Box<Sleep>>>,
@@ -25,21 +31,47 @@ pub(super) struct Link {
 pub(super) enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<SslStream<Stream>>),
 }
 
 impl Link {
-    pub fn new(io: Io) -> Link {
-        Link { io, timer: None }
+    pub fn new(io: Io, http2: bool) -> Link {
+        Link {
+            io,
+            http2,
+            used: false,
+            timer: None,
+        }
     }
 
     /// Whether the connection stands and nothing waits to be read, as it is between two requests.
-    pub fn is_quiet(&mut self) -> bool {
+    pub fn is_idle(&mut self) -> bool {
+        if self.http2 {
+            // The backend has begun with its settings.
+            return true;
+        }
         let mut byte = [0];
         let mut context = Context::from_waker(Waker::noop());
         let read = self
             .io
             .poll_read(&mut context, &mut ReadBuf::new(&mut byte));
         read.is_pending()
+    }
+
+    /// As a stream that many requests share, which each have their own limits.
+    ///
+    /// Pingora tells such connections apart by their descriptors, and looks whom these belong to before each use. TLS of
+    /// ours has none that it could see, so that it gets the end of a pair of sockets.
+    pub fn share(self) -> io::Result<Stream> {
+        match self.io {
+            Io::Tcp(io) => Ok(io.into()),
+            Io::Unix(io) => Ok(io.into()),
+            Io::Tls(backend) => {
+                let (ours, theirs) = UnixStream::pair()?;
+                tokio::spawn(relay(ours, backend));
+                Ok(theirs.into())
+            }
+        }
     }
 
     /// Ready when it is `deadline`.
@@ -72,6 +104,7 @@ impl Io {
         match self {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 
@@ -79,6 +112,7 @@ impl Io {
         match self {
             Io::Tcp(io) => Pin::new(io).poll_write(cx, bytes),
             Io::Unix(io) => Pin::new(io).poll_write(cx, bytes),
+            Io::Tls(io) => Pin::new(io).poll_write(cx, bytes),
         }
     }
 
@@ -86,6 +120,7 @@ impl Io {
         match self {
             Io::Tcp(io) => Pin::new(io).poll_flush(cx),
             Io::Unix(io) => Pin::new(io).poll_flush(cx),
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -93,8 +128,21 @@ impl Io {
         match self {
             Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
+}
+
+/// Copies both ways until either side ends.
+async fn relay(ours: UnixStream, backend: Box<SslStream<Stream>>) {
+    let (mut from_ours, mut to_ours) = ours.into_split();
+    let (mut from_backend, mut to_backend) = tokio::io::split(backend);
+    // However it ends, both sides find their connection closed.
+    tokio::select! {
+        _ = tokio::io::copy(&mut from_ours, &mut to_backend) => {}
+        _ = tokio::io::copy(&mut from_backend, &mut to_ours) => {}
+    }
+    let _ = to_backend.shutdown().await;
 }
 
 /// A connection in use by one request.
@@ -135,7 +183,6 @@ enum Gate {
 impl Wire {
     pub fn new(link: Link, line: Arc<Line>) -> Wire {
         Wire {
-            link: Some(link),
             wait: Wait {
                 phase: Phase::Header,
                 since: None,
@@ -147,6 +194,7 @@ impl Wire {
                 },
                 false => Gate::Open,
             },
+            link: Some(link),
             line,
             free: false,
         }
@@ -179,13 +227,17 @@ impl AsyncRead for Wire {
             return Poll::Ready(Ok(()));
         };
         if is_last_look(cx, buf) {
-            this.free = link.is_quiet();
+            this.free = link.is_idle();
             // To Pingora it is closed: keeping it is ours.
             return Poll::Ready(Ok(()));
         }
         if let Gate::Closed { reader, .. } = &mut this.gate {
             *reader = Some(cx.waker().clone());
             return this.poll_wait(cx);
+        }
+        if this.line.is_over() {
+            this.line.expire();
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         match link.io.poll_read(cx, buf) {
             Poll::Ready(read) => {
@@ -250,9 +302,10 @@ impl AsyncWrite for Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.free
-            && let Some(link) = self.link.take()
+            && let Some(mut link) = self.link.take()
         {
-            self.line.dialer.idle.put(link, Instant::now());
+            link.used = true;
+            self.line.dialer.keep(link);
         }
     }
 }

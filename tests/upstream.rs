@@ -1,0 +1,327 @@
+//! What is spoken with backends: TLS, HTTP/2, the PROXY protocol, and for how long.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use boring::ssl::SslVersion;
+
+use crate::harness::certs::{Authority, Pair};
+use crate::harness::client::{get, post};
+use crate::harness::origin::{Behaviour, Origin};
+use crate::harness::secure::{SecureOrigin, Skills, acceptor};
+use crate::harness::websocket::Frame;
+use crate::harness::{Setup, Weir};
+use crate::streaming::open_websocket;
+
+const BOTH: &[u8] = b"\x02h2\x08http/1.1";
+const HTTP1: &[u8] = b"\x08http/1.1";
+
+/// A setup with the authority in `ca.pem`, and a certificate of it.
+fn secure() -> (Setup, Authority, Pair) {
+    let setup = Setup::new();
+    let authority = Authority::new();
+    authority.write(setup.dir(), "ca.pem");
+    let pair = authority.issue(setup.dir(), "app", &["app.internal"]);
+    (setup, authority, pair)
+}
+
+const TRUSTED: &str = "tls: { sni: app.internal, ca: ca.pem }";
+
+#[test]
+fn backend_must_be_who_it_should_be() {
+    for (tls, status) in [
+        ("{ sni: app.internal, ca: ca.pem }", 200),
+        ("{ sni: other.internal, ca: ca.pem }", 502),
+        ("{ ca: ca.pem }", 502), // by its address, which is not in the certificate
+        ("{ sni: app.internal }", 502),
+        ("true", 502),
+        ("{ verify: false }", 200),
+    ] {
+        let (setup, _, pair) = secure();
+        let app = SecureOrigin::tls(&pair, HTTP1);
+        let weir = setup
+            .with("app", &app)
+            .allow("")
+            .start_pool(&format!("{{ backends: ['{{app}}'], tls: {tls} }}"));
+        assert_eq!(weir.get("/").status, status, "{tls}");
+    }
+}
+
+#[test]
+fn own_certificate_is_shown_to_the_backend() {
+    let (setup, authority, pair) = secure();
+    authority.issue(setup.dir(), "weir", &["weir.internal"]);
+    let app = SecureOrigin::tls(&pair, HTTP1);
+    let weir = setup.with("app", &app).start_pool(
+        "{ backends: ['{app}'], tls: { sni: app.internal, ca: ca.pem, cert: weir.pem, key: weir.key } }",
+    );
+    assert_eq!(
+        weir.get("/").text(),
+        "h1 TLSv1.3 for app.internal from weir.internal"
+    );
+}
+
+#[test]
+fn old_versions_are_not_spoken() {
+    for (newest, status) in [(SslVersion::TLS1_2, 200), (SslVersion::TLS1_1, 502)] {
+        let (setup, _, pair) = secure();
+        let app = SecureOrigin::start(Skills {
+            tls: Some(acceptor(&pair, HTTP1, newest)),
+            prior_knowledge: false,
+        });
+        let weir = setup
+            .with("app", &app)
+            .allow("")
+            .start_pool(&format!("{{ backends: ['{{app}}'], {TRUSTED} }}"));
+        assert_eq!(weir.get("/").status, status);
+    }
+}
+
+#[test]
+fn backend_chooses_the_protocol_by_alpn() {
+    for (alpn, protocol, spoken) in [
+        (BOTH, "auto", "h2 "),
+        (HTTP1, "auto", "h1 "),
+        (BOTH, "h1", "h1 "),
+        (BOTH, "h2", "h2 "),
+    ] {
+        let (setup, _, pair) = secure();
+        let app = SecureOrigin::tls(&pair, alpn);
+        let weir = setup.with("app", &app).start_pool(&format!(
+            "{{ backends: ['{{app}}'], protocol: {protocol}, {TRUSTED} }}"
+        ));
+        for _ in 0..3 {
+            let answer = weir.get("/");
+            assert_eq!(answer.status, 200, "{protocol}");
+            assert!(answer.text().starts_with(spoken), "{}", answer.text());
+        }
+        assert_eq!(app.connections(), 1, "{protocol}");
+    }
+}
+
+#[test]
+fn http2_alone_is_not_exchanged_for_http1() {
+    let (setup, _, pair) = secure();
+    let app = SecureOrigin::tls(&pair, HTTP1);
+    let weir = setup.with("app", &app).allow("").start_pool(&format!(
+        "{{ backends: ['{{app}}'], protocol: h2, {TRUSTED} }}"
+    ));
+    assert_eq!(weir.get("/").status, 502);
+}
+
+#[test]
+fn http2_without_tls_is_spoken_by_prior_knowledge() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start_pool("{ backends: ['{app}'], protocol: h2c }");
+    for _ in 0..3 {
+        assert_eq!(weir.get("/").text(), "h2 plain");
+    }
+    assert_eq!(app.connections(), 1);
+}
+
+#[test]
+fn errors_for_grpc_are_trailers() {
+    let weir = Weir::with("app", "127.0.0.1:1")
+        .allow("")
+        .start_pool("{ backends: ['{app}'], protocol: h2c }");
+    let answer = weir.fetch(&post("/a.B/C", "").header("Content-Type", "application/grpc"));
+    assert_eq!((answer.status, answer.text()), (200, ""));
+    assert_eq!(answer.header("content-type"), Some("application/grpc"));
+    assert_eq!(answer.header("grpc-status"), Some("14"));
+    assert_eq!(answer.header("grpc-message"), Some("Bad Gateway"));
+}
+
+/// A backend that reads until `until` came, sends `answers`, each after a while, and gives back what it read.
+fn scripted(
+    until: &'static [u8],
+    answers: Vec<(Duration, Vec<u8>)>,
+) -> (String, thread::JoinHandle<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("bound").to_string();
+    let run = move || {
+        let (mut stream, _) = listener.accept().expect("accept");
+        let mut got = Vec::new();
+        let mut buffer = [0; 4096];
+        while !got.windows(until.len()).any(|window| window == until) {
+            match stream.read(&mut buffer) {
+                Ok(n @ 1..) => got.extend(&buffer[..n]),
+                _ => return got,
+            }
+        }
+        for (pause, bytes) in answers {
+            thread::sleep(pause);
+            if stream.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        got
+    };
+    (address, thread::spawn(run))
+}
+
+const END: &[u8] = b"\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+#[test]
+fn backend_is_told_of_the_client_by_the_proxy_protocol() {
+    for (version, beginning) in [
+        ("v1", &b"PROXY TCP4 127.0.0.1 127.0.0.1 "[..]),
+        (
+            "v2",
+            &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01"[..],
+        ),
+    ] {
+        let (app, got) = scripted(b"Host: ", vec![(Duration::ZERO, OK.to_vec())]);
+        let weir = Weir::with("app", app).start_pool(&format!(
+            "{{ backends: ['{{app}}'], proxy_protocol: {version} }}"
+        ));
+        assert_eq!(weir.get("/").status, 200);
+        let got = got.join().expect("an origin");
+        assert!(got.starts_with(beginning), "{}", got.escape_ascii());
+    }
+}
+
+#[test]
+fn header_that_comes_in_drips_is_a_gateway_timeout() {
+    let drips = OK.iter().map(|byte| (millis(50), vec![*byte])).collect();
+    let (app, _) = scripted(END, drips);
+    let weir = Weir::with("app", app)
+        .allow("")
+        .start_pool("{ backends: ['{app}'], timeouts: { read: 300ms } }");
+    let begun = Instant::now();
+    assert_eq!(weir.get("/").status, 504);
+    assert!(begun.elapsed() < millis(1500));
+}
+
+#[test]
+fn header_that_is_too_long_is_a_bad_gateway() {
+    let long = format!(
+        "HTTP/1.1 200 OK\r\nX-Long: {}\r\n\r\n",
+        "x".repeat(65 * 1024)
+    );
+    let (app, _) = scripted(END, vec![(Duration::ZERO, long.into_bytes())]);
+    let weir = Weir::with("app", app)
+        .allow("")
+        .start_pool("{ backends: ['{app}'] }");
+    assert_eq!(weir.get("/").status, 502);
+}
+
+#[test]
+fn request_may_take_so_long_in_all() {
+    let app = Origin::start(Behaviour::Held("late".to_owned()));
+    let weir = Weir::with("app", &app)
+        .allow("")
+        .start_pool("{ backends: ['{app}'], timeouts: { total: 300ms } }");
+    assert_eq!(weir.get("/").status, 504);
+}
+
+#[test]
+fn body_that_never_ends_ends_with_the_total_time() {
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n".to_vec();
+    let mut parts = vec![(Duration::ZERO, head)];
+    parts.extend((0..100).map(|_| (millis(50), b"x".to_vec())));
+    let (app, _) = scripted(END, parts);
+    let weir = Weir::with("app", app)
+        .allow("")
+        .start_pool("{ backends: ['{app}'], timeouts: { total: 400ms } }");
+    let begun = Instant::now();
+    let mut connection = weir.connect();
+    connection.send_request(&get("/")).expect("send");
+    let whole = connection.read().is_ok_and(|answer| answer.complete);
+    assert!(!whole && begun.elapsed() < millis(2000));
+}
+
+#[test]
+fn websocket_outlives_the_read_limit() {
+    let app = Origin::start(Behaviour::WebSocket);
+    let weir = Weir::with("app", &app).start_pool(
+        "{ backends: ['{app}'], timeouts: { read: 200ms, total: 300ms, tunnel: 10s } }",
+    );
+    let mut connection = open_websocket(&weir);
+    thread::sleep(millis(600)); // silence is what is tested
+    connection.send_frame(&Frame::text("still")).expect("send");
+    assert_eq!(
+        connection.read_frame().expect("a frame"),
+        Frame::text("still")
+    );
+}
+
+#[test]
+fn silent_websocket_ends_with_the_tunnel_limit() {
+    let app = Origin::start(Behaviour::WebSocket);
+    let weir = Weir::with("app", &app)
+        .allow("")
+        .start_pool("{ backends: ['{app}'], timeouts: { tunnel: 200ms } }");
+    let mut connection = open_websocket(&weir);
+    assert!(connection.read_frame().is_err());
+}
+
+#[test]
+fn stream_of_events_outlives_the_read_limit() {
+    let head =
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 6\r\n\r\none";
+    let (app, _) = scripted(
+        END,
+        vec![
+            (Duration::ZERO, head.to_vec()),
+            (millis(600), b"two".to_vec()),
+        ],
+    );
+    let weir = Weir::with("app", app)
+        .start_pool("{ backends: ['{app}'], timeouts: { read: 200ms, total: 300ms } }");
+    assert_eq!(weir.get("/").text(), "onetwo");
+}
+
+#[test]
+fn early_hints_are_passed_on() {
+    let hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n".to_vec();
+    let (app, _) = scripted(
+        END,
+        vec![(Duration::ZERO, hints), (millis(50), OK.to_vec())],
+    );
+    let weir = Weir::with("app", app).start_pool("{ backends: ['{app}'] }");
+    let mut connection = weir.connect();
+    connection.send_request(&get("/")).expect("send");
+    let head = connection.read_head().expect("a header");
+    assert_eq!(
+        (head.word(1), head.headers.get("link")),
+        ("103", Some("</a.css>"))
+    );
+    assert_eq!(connection.read_head().expect("a header").word(1), "200");
+}
+
+#[test]
+fn client_is_told_to_go_on_before_it_sends_its_body() {
+    let app = Origin::start(Behaviour::Sink);
+    let weir = Weir::with("app", &app).start_pool("{ backends: ['{app}'] }");
+    let mut connection = weir.connect();
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
+    connection.send(head).expect("send");
+    assert_eq!(connection.read_head().expect("a header").word(1), "100");
+    connection.send(b"body").expect("send");
+    assert_eq!(connection.read().expect("an answer").text(), "4");
+    assert_eq!(app.request().header("expect"), None);
+}
+
+#[test]
+fn crumbs_of_cookies_are_joined_for_http1() {
+    let app = Origin::fixed("ok");
+    let weir = Weir::with("app", &app).start(
+        "
+        listeners: { https: { bind: '127.0.0.1:{https}', tls: {} } }
+        pools: { app: { backends: ['{app}'] } }
+        sites: { main: { hosts: ['*'], tls: { self_signed: true }, routes: [{ proxy: app }] } }
+        ",
+    );
+    let request = get("/").header("cookie", "a=1").header("cookie", "b=2");
+    weir.connect_http2("localhost")
+        .fetch(&request)
+        .expect("an answer");
+    assert_eq!(app.request().headers().all("cookie"), ["a=1; b=2"]);
+}
