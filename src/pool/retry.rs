@@ -215,7 +215,10 @@ impl Window {
     }
 
     fn sum(&self, second: u32) -> u64 {
-        let slots = self.0.iter().map(|slot| split(slot.load(Ordering::Relaxed)));
+        let slots = self
+            .0
+            .iter()
+            .map(|slot| split(slot.load(Ordering::Relaxed)));
         slots
             .filter(|(of, _)| of + SECONDS > second)
             .map(|(_, count)| u64::from(count))
@@ -236,7 +239,9 @@ const EXPECTED: &str = "`connect`, `reset`, `timeout` or a status from 400 to 59
 impl Fault {
     fn from_status(status: u64) -> Option<Fault> {
         let status = u16::try_from(status).ok()?;
-        (400..=599).contains(&status).then_some(Fault::Status(status))
+        (400..=599)
+            .contains(&status)
+            .then_some(Fault::Status(status))
     }
 }
 
@@ -318,7 +323,9 @@ mod tests {
         assert_eq!(read("reset").unwrap(), Fault::Reset);
         assert_eq!(read("timeout").unwrap(), Fault::Timeout);
         assert_eq!(read("503").unwrap(), Fault::Status(503));
-        for text in ["error", "200", "600", "-1", "99999999", "5.5", "true", "[503]"] {
+        for text in [
+            "error", "200", "600", "-1", "99999999", "5.5", "true", "[503]",
+        ] {
             let message = read(text).unwrap_err().to_string();
             assert!(message.contains(EXPECTED), "{text}: {message}");
         }

@@ -43,6 +43,8 @@ pub enum Behaviour {
     Close,
     /// Closes a connection as soon as it stands.
     CloseAtOnce,
+    /// As `Fixed`, but a connection that was used before is closed when the next request comes on it.
+    Once(String),
     /// A body of so many bytes, made as they go out.
     Big(u64),
     /// Takes a body of any size and answers with its length.
@@ -276,6 +278,7 @@ async fn converse(stream: Box<dyn Stream>, state: Arc<State>) {
         stream,
         buffer: Vec::new(),
         state,
+        used: false,
     };
     // peers may go away at any time; what that means is for the test to judge
     let _ = conversation.run().await;
@@ -287,6 +290,8 @@ struct Conversation {
     /// What has been received and not been read yet.
     buffer: Vec<u8>,
     state: Arc<State>,
+    /// Whether a request has come on it.
+    used: bool,
 }
 
 impl Conversation {
@@ -304,6 +309,7 @@ impl Conversation {
             if !self.answer(head).await? || last {
                 return Ok(());
             }
+            self.used = true;
         }
     }
 
@@ -332,7 +338,10 @@ impl Conversation {
         let body = self.read_body(&head).await?;
         self.record(&head, body.clone());
         match behaviour {
-            Behaviour::Fixed(text) => self.write_answer("200 OK", text.as_bytes()).await?,
+            Behaviour::Once(_) if self.used => return Ok(false),
+            Behaviour::Fixed(text) | Behaviour::Once(text) => {
+                self.write_answer("200 OK", text.as_bytes()).await?;
+            }
             Behaviour::Echo => {
                 let mut echo = format!("{}\r\n{}\r\n", head.first_line, head.headers).into_bytes();
                 echo.extend(body);
