@@ -194,7 +194,7 @@ impl Attempts {
     /// A header of the member is there.
     ///
     /// # Errors
-    /// When the answer is not for the client: it is broken, or another member is asked in its place.
+    /// When the answer is not for the client, because another member is asked in its place.
     pub fn header(
         &mut self,
         proxy: &Proxy,
@@ -215,7 +215,6 @@ impl Attempts {
             this.header = Some(latency);
             this.status = status.as_u16();
         }
-        check_framing(response)?;
         let fault = Fault::Status(status.as_u16());
         if !self.may_ask_another(proxy, cx, fault, replay, now) {
             return Ok(());
@@ -270,7 +269,7 @@ impl Attempts {
             return e;
         }
         if self.is_stale(proxy, &mut e, replay, reused) {
-            log::debug!("a kept connection was closed: {e}");
+            log::debug!("a kept connection was closed: {}", brief(&e));
             self.again = Again::Next { reused };
             self.gone(cx, failure_of(&e), now);
             e.set_retry(true);
@@ -363,7 +362,7 @@ impl Attempts {
         };
         this.response.get_or_insert(now - this.started);
         let (backend, pool) = (&this.backend, proxy.pool.name());
-        log::info!("retry: {backend} of pool `{pool}`: {e}");
+        log::info!("retry: {backend} of pool `{pool}`: {}", brief(e));
     }
 
     /// The member did not answer.
@@ -384,21 +383,34 @@ impl Attempts {
     }
 }
 
-/// Refuses an answer whose end cannot be found: with a transfer coding other than `chunked`, the length of what it codes is
-/// anybody's guess (RFC 9112 section 6.3).
-fn check_framing(response: &ResponseHeader) -> Result<()> {
+/// Refuses an answer that cannot be passed on for what it is.
+///
+/// # Errors
+/// With a transfer coding other than `chunked`, where the answer ends is anybody's guess (RFC 9112 section 6.3). A 101 that
+/// nobody asked for would have the client take what follows for another protocol.
+pub fn check(response: &ResponseHeader, upgrade: bool) -> Result<()> {
+    let refuse = |why| Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
     let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let known = match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(only), None) => only.as_bytes().eq_ignore_ascii_case(b"chunked"),
-        _ => false,
-    };
-    match known {
-        true => Ok(()),
-        false => {
-            Err(Error::explain(ErrorType::InvalidHTTPHeader, "unknown transfer coding").into_up())
-        }
+    match (codings.next(), codings.next()) {
+        (None, _) => {}
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {}
+        _ => return refuse("unknown transfer coding"),
     }
+    if response.status == StatusCode::SWITCHING_PROTOCOLS && !upgrade {
+        return refuse("protocols switched without a request for it");
+    }
+    Ok(())
+}
+
+/// What an error says, as far as it is fit for a log: Pingora quotes all of a header that it cannot read.
+pub fn brief(e: &Error) -> String {
+    const LONG: usize = 400;
+    let mut text = e.to_string();
+    if let Some((cut, _)) = text.char_indices().nth(LONG) {
+        text.truncate(cut);
+        text.push_str("...");
+    }
+    text
 }
 
 /// What a failure inside Pingora is for the client and the log.
@@ -483,4 +495,19 @@ pub fn prepare(
 /// Takes out of a backend's header what is between it and weir only.
 pub fn clean(response: &mut ResponseHeader) {
     hop::remove_from_response(response);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_errors_are_cut_between_characters() {
+        let long = Error::explain(ErrorType::InvalidHTTPHeader, "\u{fc}".repeat(10_000));
+        let text = brief(&long);
+        assert_eq!(text.chars().count(), 403);
+        assert!(text.ends_with("\u{fc}..."));
+        let short = Error::new(ErrorType::ConnectionClosed);
+        assert_eq!(brief(&short), short.to_string());
+    }
 }

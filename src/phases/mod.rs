@@ -200,6 +200,7 @@ impl ProxyHttp for Weir {
         x: &mut Exchange,
     ) -> Result<()> {
         let proxy = x.chosen.proxy()?;
+        crate::handler::proxy::check(response, session.is_upgrade_req())?;
         let replay = replay(session);
         x.attempts
             .header(proxy, &mut x.cx, response, replay, Instant::now())
@@ -447,13 +448,14 @@ fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e: &Error) {
     };
     log::log!(
         level,
-        "{}: {} {}{} from {}: {asked}{e}",
+        "{}: {} {}{} from {}: {asked}{}",
         failure.word(),
         request.method,
         cx.host,
         request.uri.path(),
         cx.client
             .map_or_else(|| "unix".to_owned(), |ip| ip.to_string()),
+        crate::handler::proxy::brief(e),
     );
 }
 

@@ -35,6 +35,10 @@ pub enum Behaviour {
     Echo,
     /// Exactly these bytes, then a close.
     Raw(Vec<u8>),
+    /// Exactly these bytes, then a reset.
+    Reset(Vec<u8>),
+    /// Exactly these bytes once the head of a request is there, whatever is still to come of it, then a close.
+    Early(Vec<u8>),
     /// As `Fixed`, but only once it is released.
     Held(String),
     /// A chunked body in this many parts `part 0\n`, `part 1\n` ...; each waits to be released.
@@ -93,8 +97,22 @@ impl State {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Has it end by a reset where its kind knows one.
+    fn reset_when_closed(&self) -> io::Result<()>;
+}
+
+impl Stream for tokio::net::TcpStream {
+    fn reset_when_closed(&self) -> io::Result<()> {
+        self.set_zero_linger()
+    }
+}
+
+impl Stream for tokio::net::UnixStream {
+    fn reset_when_closed(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 impl Origin {
     pub fn start(behaviour: Behaviour) -> Origin {
@@ -335,6 +353,12 @@ impl Conversation {
             return Ok(true);
         }
 
+        if let Behaviour::Early(bytes) = behaviour {
+            self.record(&head, Vec::new());
+            self.stream.write_all(&bytes).await?;
+            return Ok(false);
+        }
+
         let body = self.read_body(&head).await?;
         self.record(&head, body.clone());
         match behaviour {
@@ -352,6 +376,11 @@ impl Conversation {
                 self.stream.shutdown().await?;
                 return Ok(false);
             }
+            Behaviour::Reset(bytes) => {
+                self.stream.write_all(&bytes).await?;
+                self.stream.reset_when_closed()?;
+                return Ok(false);
+            }
             Behaviour::Held(text) => {
                 self.state.released().await;
                 self.write_answer("200 OK", text.as_bytes()).await?;
@@ -364,7 +393,7 @@ impl Conversation {
                 self.echo_frames(&head).await?;
                 return Ok(false);
             }
-            Behaviour::Sink => unreachable!("answered above"),
+            Behaviour::Sink | Behaviour::Early(_) => unreachable!("answered above"),
         }
         Ok(true)
     }
@@ -379,8 +408,10 @@ impl Conversation {
     async fn write_answer(&mut self, status: &str, body: &[u8]) -> io::Result<()> {
         let length = body.len();
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n");
-        self.stream.write_all(head.as_bytes()).await?;
-        self.stream.write_all(body).await
+        // in one piece: the second of two would wait until the first is acknowledged
+        self.stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .await
     }
 
     async fn write_steps(&mut self, count: usize) -> io::Result<()> {
