@@ -461,6 +461,28 @@ fn faults_leave_nothing_behind() {
 }
 
 #[test]
+fn header_that_never_ends_is_a_gateway_timeout() {
+    let app = Origin::start(Behaviour::Dribble);
+    let weir = start(&app);
+    let start = Instant::now();
+    assert_gateway_error(&weir.get("/"), 504);
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn header_beyond_all_measure_is_a_bad_gateway() {
+    let long = "x".repeat(100 * 1024);
+    let one = format!("HTTP/1.1 200 OK\r\nX: {long}\r\nContent-Length: 2\r\n\r\nok");
+    let many = format!(
+        "HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok",
+        format!("X: {}\r\n", &long[..1000]).repeat(100)
+    );
+    for header in [one, many] {
+        assert_gateway_error(&start(&Origin::raw(&header)).get("/"), 502);
+    }
+}
+
+#[test]
 fn answer_before_the_end_of_the_request_is_passed_on() {
     let app = Origin::start(Behaviour::Early(
         b"HTTP/1.1 413 Too Long\r\nContent-Length: 3\r\n\r\nno\n".into(),

@@ -26,6 +26,9 @@ pub const HEALTH_PATH: &str = "/healthz";
 /// How long an application takes to accept a WebSocket.
 const THOUGHT: Duration = Duration::from_millis(20);
 
+/// Between two bytes of a dribble: often enough for a connection not to seem silent.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// What an origin does with each request.
 #[derive(Clone, Debug)]
 pub enum Behaviour {
@@ -39,6 +42,8 @@ pub enum Behaviour {
     Reset(Vec<u8>),
     /// Exactly these bytes once the head of a request is there, whatever is still to come of it, then a close.
     Early(Vec<u8>),
+    /// A header that never ends, a byte at a time.
+    Dribble,
     /// As `Fixed`, but only once it is released.
     Held(String),
     /// A chunked body in this many parts `part 0\n`, `part 1\n` ...; each waits to be released.
@@ -381,6 +386,7 @@ impl Conversation {
                 self.stream.reset_when_closed()?;
                 return Ok(false);
             }
+            Behaviour::Dribble => self.dribble().await?,
             Behaviour::Held(text) => {
                 self.state.released().await;
                 self.write_answer("200 OK", text.as_bytes()).await?;
@@ -412,6 +418,15 @@ impl Conversation {
         self.stream
             .write_all(&[head.as_bytes(), body].concat())
             .await
+    }
+
+    /// Ends with the connection.
+    async fn dribble(&mut self) -> io::Result<()> {
+        self.stream.write_all(b"HTTP/1.1 200 OK\r\nX: ").await?;
+        loop {
+            self.stream.write_all(b"x").await?;
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     async fn write_steps(&mut self, count: usize) -> io::Result<()> {
