@@ -23,6 +23,7 @@ pub mod balance;
 pub mod expect;
 pub mod health;
 pub mod member;
+pub mod retry;
 pub mod roster;
 mod selection;
 pub mod status;
@@ -45,16 +46,18 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::issue::{At, Issues, Sources};
-use crate::value::{Short, Span};
+use crate::value::{OrOff, Short, Span};
 use backend::Address;
 use balance::Balance;
 use health::{Checker, Checks};
+use retry::Retry;
 use roster::Roster;
 use selection::{Selection, backend_of};
 
 pub use expect::Expect;
 pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
+pub use retry::Fault;
 pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
 pub use tried::Tried;
@@ -73,6 +76,9 @@ pub struct Config {
     /// How long to wait for a member.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// When a request that failed at one member goes to another; `off`: never. Default: after a connection that could not
+    /// be made, broke or fell silent before the answer, each member once. nginx: `proxy_next_upstream`.
+    pub retry: Option<OrOff<retry::Config>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -118,14 +124,20 @@ impl Config {
             Some(health) => health.compile(&at.key("health"), issues).map(Some),
             None => Some(None),
         };
+        let retry = match &self.retry {
+            Some(OrOff::On(retry)) => retry.compile(&at.key("retry"), issues),
+            Some(OrOff::Off) => Some(Retry::off()),
+            None => retry::Config::default().compile(&at.key("retry"), issues),
+        };
         let places = self.places(previous, &at.key("backends"), sources, issues);
-        let (options, checks, places) = (options?, checks?, places?);
+        let (options, checks, retry, places) = (options?, checks?, retry?, places?);
         match previous {
             Some(previous) if previous.config == *self && previous.stands_for(&places) => {
                 Some(previous.clone())
             }
             _ => {
-                let pool = Pool::new(name, self.clone(), options, checks, places, previous);
+                let config = self.clone();
+                let pool = Pool::new(name, config, options, checks, retry, places, previous);
                 Some(Arc::new(pool))
             }
         }
@@ -260,6 +272,7 @@ pub struct Pool {
     config: Config,
     /// What requests choose from.
     roster: Arc<Roster>,
+    retry: Retry,
     /// Pingora's side of the pool: membership and health.
     backends: LoadBalancer<Selection>,
 }
@@ -270,10 +283,14 @@ impl Pool {
         config: Config,
         options: PeerOptions,
         checks: Option<Checks>,
+        mut retry: Retry,
         places: Vec<Place>,
         previous: Option<&Arc<Pool>>,
     ) -> Pool {
         let name: Arc<str> = name.into();
+        if let Some(previous) = previous {
+            retry.adopt(&previous.retry);
+        }
         let before = previous.map(|pool| pool.members()).unwrap_or_default();
         let before: HashMap<&SocketAddr, &Arc<Member>> = before
             .iter()
@@ -299,6 +316,7 @@ impl Pool {
             name,
             config,
             roster,
+            retry,
         }
     }
 
@@ -320,6 +338,11 @@ impl Pool {
     /// request comes to one member twice.
     pub fn pick(&self, choice: &Choice, tried: &mut Tried) -> Pick {
         self.roster.pick(choice, tried)
+    }
+
+    /// What to do about tries that fail.
+    pub fn retry(&self) -> &Retry {
+        &self.retry
     }
 
     /// Whether no member can be picked, whatever the request.
