@@ -21,6 +21,7 @@ mod health; // who may get one
 mod listeners; // addresses of all kinds
 mod policies; // headers, rewrite, request_id
 mod proxy; // what reaches the backend, what comes back
+mod retry; // another member after a failed try
 mod routing; // sites and routes
 mod streaming; // bodies of any size, WebSocket // files: and static:
 

@@ -3,8 +3,10 @@
 //! Pingora asks for a peer, connects, sends and receives; here stands what weir decides meanwhile: which member is
 //! next, when another try is safe, and what a failure means for the client.
 //!
-//! Each member is tried at most once per request, with one exception: a kept connection that turns out to be closed
-//! says nothing about its member, which then gets a second try on a new connection.
+//! A try fails by an error, or by a status that the pool calls a fault. Then the next member is chosen before the failed
+//! try is given up: if there is none, an answer that came is still there for the client. Each member is tried at most
+//! once per request, with one exception: a kept connection that turns out to be closed says nothing about its member,
+//! which then gets a second try on a new connection.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +23,7 @@ use crate::exchange::cx::Try;
 use crate::exchange::{Cx, Failure};
 use crate::http::{forwarded, hop};
 use crate::issue::At;
-use crate::pool::{Choice, Ends, InFlight, Line, Needs, Pick, Pool, Tried};
+use crate::pool::{Choice, Ends, Fault, InFlight, Line, Needs, Pick, Pool, Tried};
 use crate::value::FromShort;
 
 /// Where to pass the request; `proxy: NAME` is short for `proxy: { pool: NAME }`. nginx: `proxy_pass`.
@@ -53,26 +55,43 @@ pub struct Proxy {
 }
 
 /// The tries of one request to get an answer from the members of a pool.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Attempts {
+    /// How many tries Pingora makes, whatever comes of them.
+    limit: usize,
+    /// How many members were asked.
+    asked: u32,
     tried: Tried,
     /// The member of the current try, counted as in flight there.
     member: Option<InFlight>,
-    /// Its connection to it.
+    /// The connection to it.
     line: Option<Arc<Line>>,
-    /// Whether the next try is the same member's.
-    again: Option<Again>,
+    /// The member of the next try, if it is chosen already.
+    next: Option<InFlight>,
+    again: Again,
     /// Whether the client was told to go on and send its body.
     continued: bool,
 }
 
-/// Why a member is tried a second time.
+/// Whether a member is asked a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Again {
-    /// A kept connection was closed: a new one is to be made.
-    Stale,
-    /// The member chose another protocol than it was thought to speak, on a connection that waits to be used.
-    Misjudged,
+    No,
+    /// The next try is the same member's, on a new connection if the last one was a kept one.
+    Next {
+        reused: bool,
+    },
+    /// It was; what happens to it now is the member's fault.
+    Done,
+}
+
+/// What speaks for and against sending a request once more.
+#[derive(Clone, Copy, Debug)]
+pub struct Replay {
+    /// The request is still at hand, and no byte of an answer has reached the client.
+    pub possible: bool,
+    /// To send it twice does no more than to send it once.
+    pub idempotent: bool,
 }
 
 impl Proxy {
@@ -93,33 +112,59 @@ impl Proxy {
             cx.failure = Some(Failure::UpstreamTimeout);
             return Err(Error::explain(ErrorType::ReadTimedout, "no time left").into_up());
         }
-        let again = attempts.again.take();
-        if again.is_none() {
-            let choice = Choice { now };
-            attempts.member = match self.pool.pick(&choice, &mut attempts.tried) {
-                Pick::Member(member) => Some(member),
-                Pick::Exhausted => None,
-                Pick::Busy => {
-                    cx.failure = Some(Failure::PoolBusy);
-                    None
-                }
-                Pick::Down => {
-                    cx.failure = Some(Failure::PoolDown);
-                    None
-                }
-            };
-        }
-        let Some(member) = &attempts.member else {
-            let why = format!("no member of pool `{}` is left to try", self.pool.name());
-            return Err(Error::explain(ErrorType::ConnectError, why).into_up());
-        };
-        let (peer, line) = member.peer(Needs {
-            fresh: again == Some(Again::Stale),
+        let mut needs = Needs {
+            fresh: false,
             upgrade,
             events: wants_events(request),
             deadline,
             ends: ends(cx),
-        });
+        };
+        if let Again::Next { reused } = attempts.again {
+            attempts.again = Again::Done;
+            needs.fresh = reused;
+            return self.peer_of_try(attempts, cx, needs, now);
+        }
+        attempts.again = Again::No;
+        match attempts.asked {
+            0 => self.pool.retry().requested(now),
+            _ => self.pool.retry().retried(now),
+        }
+        attempts.asked += 1;
+        let pick = match attempts.next.take() {
+            Some(member) => Pick::Member(member),
+            None => self.pick(attempts, now),
+        };
+        attempts.member = match pick {
+            Pick::Member(member) => Some(member),
+            Pick::Exhausted => None,
+            Pick::Busy => {
+                cx.failure = Some(Failure::PoolBusy);
+                None
+            }
+            Pick::Down => {
+                cx.failure = Some(Failure::PoolDown);
+                None
+            }
+        };
+        self.peer_of_try(attempts, cx, needs, now)
+    }
+
+    fn pick(&self, attempts: &mut Attempts, now: Instant) -> Pick {
+        self.pool.pick(&Choice { now }, &mut attempts.tried)
+    }
+
+    fn peer_of_try(
+        &self,
+        attempts: &mut Attempts,
+        cx: &mut Cx,
+        needs: Needs,
+        now: Instant,
+    ) -> Result<Box<HttpPeer>> {
+        let Some(member) = &attempts.member else {
+            let why = format!("no member of pool `{}` is left to try", self.pool.name());
+            return Err(Error::explain(ErrorType::ConnectError, why).into_up());
+        };
+        let (peer, line) = member.peer(needs);
         attempts.line = Some(line);
         cx.failure = None;
         cx.tries.push(Try {
@@ -135,17 +180,43 @@ impl Proxy {
 }
 
 impl Attempts {
+    /// `limit` is how many tries Pingora makes.
+    pub fn new(limit: usize) -> Attempts {
+        Attempts {
+            limit,
+            asked: 0,
+            tried: Tried::default(),
+            member: None,
+            line: None,
+            next: None,
+            again: Again::No,
+            continued: false,
+        }
+    }
+
     pub fn connected(&mut self, cx: &mut Cx, now: Instant) {
         if let Some(this) = cx.tries.last_mut() {
             this.connect = Some(now - this.started);
         }
     }
 
-    /// A header of the member's is there.
-    pub fn header(&mut self, cx: &mut Cx, response: &ResponseHeader, now: Instant) {
-        if is_final(response)
-            && let Some(line) = &self.line
-        {
+    /// A header of the member is there.
+    ///
+    /// # Errors
+    /// When the answer is not for the client, because another member is asked in its place.
+    pub fn header(
+        &mut self,
+        proxy: &Proxy,
+        cx: &mut Cx,
+        response: &ResponseHeader,
+        replay: Replay,
+        now: Instant,
+    ) -> Result<()> {
+        let status = response.status;
+        if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(());
+        }
+        if let Some(line) = &self.line {
             line.answered(is_tunnel(response));
         }
         if let Some(this) = cx.tries.last_mut() {
@@ -154,19 +225,47 @@ impl Attempts {
                 member.load().observe(latency);
             }
             this.header = Some(latency);
-            this.status = response.status.as_u16();
+            this.status = status.as_u16();
         }
+        let fault = Fault::Status(status.as_u16());
+        if !self.may_ask_another(proxy, cx, fault, replay, now) {
+            return Ok(());
+        }
+        // To wait for a place elsewhere is worse than an answer that is here.
+        let Pick::Member(next) = proxy.pick(self, now) else {
+            return Ok(());
+        };
+        self.next = Some(next);
+        let kind = ErrorType::HTTPStatus(status.as_u16());
+        let mut e = Error::explain(kind, format!("status {status}")).into_up();
+        e.set_retry(true);
+        self.asking_another(proxy, cx, &e, now);
+        Err(e)
     }
 
-    /// No connection to the member: another one is tried, for no byte of the request was sent.
-    pub fn fail_to_connect(&mut self, cx: &mut Cx, mut e: Box<Error>, now: Instant) -> Box<Error> {
-        e.set_retry(true);
+    /// No connection to the member.
+    pub fn fail_to_connect(
+        &mut self,
+        proxy: &Proxy,
+        cx: &mut Cx,
+        mut e: Box<Error>,
+        now: Instant,
+    ) -> Box<Error> {
         if self.line.as_ref().is_some_and(|line| line.misjudged()) {
+            // It stands, and waits to be used for what it is.
             cx.tries.pop();
-            self.again = Some(Again::Misjudged);
-        } else {
-            self.failed(cx, failure_of(&e), now);
+            self.again = Again::Next { reused: false };
+            e.set_retry(true);
+            return e;
         }
+        self.failed(cx, failure_of(&e), now);
+        // No byte of it was sent, so that it does not matter what the request is.
+        let replay = Replay {
+            possible: true,
+            idempotent: true,
+        };
+        let again = self.ask_another(proxy, cx, Fault::Connect, replay, &e, now);
+        e.set_retry(again);
         e
     }
 
@@ -188,12 +287,17 @@ impl Attempts {
     /// A connection that stood failed, before or in the middle of the answer.
     pub fn error_while_proxy(
         &mut self,
+        proxy: &Proxy,
         cx: &mut Cx,
         mut e: Box<Error>,
-        replayable: bool,
+        replay: Replay,
         reused: bool,
         now: Instant,
     ) -> Box<Error> {
+        if self.next.is_some() {
+            // The answer was given up by `header`.
+            return e;
+        }
         if *e.esource() == ErrorSource::Downstream {
             e.set_retry(false);
             return e;
@@ -201,21 +305,33 @@ impl Attempts {
         if self.expired() {
             e = Error::because(ErrorType::ReadTimedout, "waiting for the backend", e).into_up();
         }
-        e.retry
-            .decide_reuse(reused || self.line.as_ref().is_some_and(|line| line.reused()));
-        let again = replayable && e.retry();
-        e.set_retry(again);
-        if again {
-            self.again = Some(Again::Stale);
-        } else {
-            self.failed(cx, failure_of(&e), now);
+        let reused = reused || self.line.as_ref().is_some_and(|line| line.reused());
+        if self.is_stale(proxy, &mut e, replay, reused) {
+            log::debug!("a kept connection was closed: {}", brief(&e));
+            self.again = Again::Next { reused };
+            self.gone(cx, failure_of(&e), now);
+            e.set_retry(true);
+            return e;
         }
+        let failure = failure_of(&e);
+        self.failed(cx, failure, now);
+        let again = match failure {
+            Failure::UpstreamReset | Failure::UpstreamConnect => {
+                self.ask_another(proxy, cx, Fault::Reset, replay, &e, now)
+            }
+            Failure::UpstreamTimeout => {
+                self.ask_another(proxy, cx, Fault::Timeout, replay, &e, now)
+            }
+            _ => false,
+        };
+        e.set_retry(again);
         e
     }
 
     /// The request is over: the member is free for others.
     pub fn end(&mut self, cx: &mut Cx, now: Instant) {
         self.member = None;
+        self.next = None;
         if let Some(this) = cx.tries.last_mut()
             && this.response.is_none()
             && this.header.is_some()
@@ -229,21 +345,86 @@ impl Attempts {
         self.line.as_ref().is_some_and(|line| line.expired())
     }
 
+    /// Whether the error says of the connection only that it was kept too long, or of the member that it did not act on
+    /// the request.
+    fn is_stale(&self, proxy: &Proxy, e: &mut Error, replay: Replay, reused: bool) -> bool {
+        e.retry.decide_reuse(reused);
+        let closed = e.retry() || reused && *e.etype() == ErrorType::WriteError;
+        // HTTP/2: refused, or behind the last stream of a connection that ends.
+        let untouched = matches!(e.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
+        closed
+            && self.again != Again::Done
+            && replay.possible
+            && (untouched || replay.idempotent || proxy.pool.retry().non_idempotent())
+    }
+
+    /// Whether the pool and the request allow for another member after this fault.
+    fn may_ask_another(
+        &self,
+        proxy: &Proxy,
+        cx: &Cx,
+        fault: Fault,
+        replay: Replay,
+        now: Instant,
+    ) -> bool {
+        let retry = proxy.pool.retry();
+        replay.possible
+            && !self.is_over()
+            && (replay.idempotent || retry.non_idempotent())
+            && cx.tries.len() < self.limit
+            && retry.allows(fault, self.asked, now)
+    }
+
+    /// Chooses another member, if that may be and there is one.
+    fn ask_another(
+        &mut self,
+        proxy: &Proxy,
+        cx: &mut Cx,
+        fault: Fault,
+        replay: Replay,
+        e: &Error,
+        now: Instant,
+    ) -> bool {
+        if !self.may_ask_another(proxy, cx, fault, replay, now) {
+            return false;
+        }
+        match proxy.pick(self, now) {
+            Pick::Member(next) => self.next = Some(next),
+            // [`Proxy::peer`] is to decide about that.
+            Pick::Busy => {}
+            Pick::Exhausted | Pick::Down => return false,
+        }
+        self.asking_another(proxy, cx, e, now);
+        true
+    }
+
+    /// The try came to nothing that the client will see.
+    fn asking_another(&mut self, proxy: &Proxy, cx: &mut Cx, e: &Error, now: Instant) {
+        self.member = None;
+        let Some(this) = cx.tries.last_mut() else {
+            return;
+        };
+        this.response.get_or_insert(now - this.started);
+        let (backend, pool) = (&this.backend, proxy.pool.name());
+        log::info!("retry: {backend} of pool `{pool}`: {}", brief(e));
+    }
+
+    /// The member did not answer.
     fn failed(&mut self, cx: &mut Cx, failure: Failure, now: Instant) {
         if let Some(member) = self.member.take() {
             member.failed();
         }
+        self.gone(cx, failure, now);
+    }
+
+    /// The try is over, without an answer.
+    fn gone(&self, cx: &mut Cx, failure: Failure, now: Instant) {
         if let Some(this) = cx.tries.last_mut() {
             this.status = failure.status();
             this.response = Some(now - this.started);
         }
         cx.failure = Some(failure);
     }
-}
-
-/// Whether no other header follows this one.
-fn is_final(response: &ResponseHeader) -> bool {
-    !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Whether what follows this header goes on for as long as anybody has something to say.
@@ -273,6 +454,36 @@ fn ends(cx: &Cx) -> Option<Ends> {
         client: cx.connection.peer?,
         server: cx.connection.local?,
     })
+}
+
+/// Refuses an answer that cannot be passed on for what it is.
+///
+/// # Errors
+/// With a transfer coding other than `chunked`, where the answer ends is anybody's guess (RFC 9112 section 6.3). A 101 that
+/// nobody asked for would have the client take what follows for another protocol.
+pub fn check(response: &ResponseHeader, upgrade: bool) -> Result<()> {
+    let refuse = |why| Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => {}
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {}
+        _ => return refuse("unknown transfer coding"),
+    }
+    if response.status == StatusCode::SWITCHING_PROTOCOLS && !upgrade {
+        return refuse("protocols switched without a request for it");
+    }
+    Ok(())
+}
+
+/// What an error says, as far as it is fit for a log: Pingora quotes all of a header that it cannot read.
+pub fn brief(e: &Error) -> String {
+    const LONG: usize = 400;
+    let mut text = e.to_string();
+    if let Some((cut, _)) = text.char_indices().nth(LONG) {
+        text.truncate(cut);
+        text.push_str("...");
+    }
+    text
 }
 
 /// What a failure inside Pingora is for the client and the log.
@@ -383,4 +594,19 @@ fn host_of(request: &RequestHeader) -> Option<HeaderValue> {
 pub fn clean(response: &mut ResponseHeader) {
     response.set_version(Version::HTTP_11);
     hop::remove_from_response(response);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_errors_are_cut_between_characters() {
+        let long = Error::explain(ErrorType::InvalidHTTPHeader, "\u{fc}".repeat(10_000));
+        let text = brief(&long);
+        assert_eq!(text.chars().count(), 403);
+        assert!(text.ends_with("\u{fc}..."));
+        let short = Error::new(ErrorType::ConnectionClosed);
+        assert_eq!(brief(&short), short.to_string());
+    }
 }

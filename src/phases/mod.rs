@@ -18,7 +18,7 @@ use crate::exchange::vars::View;
 use crate::exchange::{Cx, Failure, Reply};
 use crate::filter::{Chain, Flow};
 use crate::handler::Handler;
-use crate::handler::proxy::Attempts;
+use crate::handler::proxy::{Attempts, Proxy, Replay};
 use crate::http::{forwarded, host, path};
 use crate::net::Connection;
 use crate::router::{RequestFacts, Route};
@@ -44,6 +44,8 @@ const MAX_RESPONSE_HEADER: u64 = 64 * 1024;
 /// weir, as Pingora sees it.
 pub struct Weir {
     live: Arc<Live>,
+    /// How many tries Pingora makes for a request.
+    max_tries: usize,
     /// Stands for the connection until a request tells its own.
     nowhere: Arc<Connection>,
 }
@@ -54,6 +56,7 @@ pub fn proxy(conf: &Arc<ServerConf>, live: Arc<Live>) -> HttpProxy<Weir> {
         conf,
         Weir {
             live,
+            max_tries: conf.max_retries,
             nowhere: Arc::default(),
         },
     );
@@ -81,6 +84,20 @@ enum Chosen {
     Nothing(Arc<Chain>),
 }
 
+impl Chosen {
+    /// # Errors
+    /// When the request is not one to be proxied, for which Pingora never asks.
+    fn proxy(&self) -> Result<&Proxy> {
+        match self {
+            Chosen::Route(route) => match &route.handler {
+                Handler::Proxy(proxy) => Ok(proxy),
+                _ => Err(internal("not a proxy")),
+            },
+            Chosen::Nothing(_) => Err(internal("no route to proxy")),
+        }
+    }
+}
+
 impl Exchange {
     fn chain(&self) -> &Chain {
         match &self.chosen {
@@ -102,7 +119,7 @@ impl ProxyHttp for Weir {
         Exchange {
             cx: Cx::new(Instant::now(), self.nowhere.clone()),
             chosen: Chosen::Nothing(snapshot.router.chain.clone()),
-            attempts: Attempts::default(),
+            attempts: Attempts::new(self.max_tries),
             snapshot,
         }
     }
@@ -134,12 +151,7 @@ impl ProxyHttp for Weir {
         session: &mut Session,
         x: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
-        let Chosen::Route(route) = &x.chosen else {
-            return Err(internal("no route to proxy"));
-        };
-        let Handler::Proxy(proxy) = &route.handler else {
-            return Err(internal("not a proxy"));
-        };
+        let proxy = x.chosen.proxy()?;
         let upgrade = session.is_upgrade_req() && session.is_body_empty();
         let request = session.req_header();
         proxy.peer(&mut x.attempts, &mut x.cx, request, upgrade, Instant::now())
@@ -152,7 +164,12 @@ impl ProxyHttp for Weir {
         x: &mut Exchange,
         e: Box<Error>,
     ) -> Box<Error> {
-        x.attempts.fail_to_connect(&mut x.cx, e, Instant::now())
+        match x.chosen.proxy() {
+            Ok(proxy) => x
+                .attempts
+                .fail_to_connect(proxy, &mut x.cx, e, Instant::now()),
+            Err(e) => e,
+        }
     }
 
     async fn connected_to_upstream(
@@ -189,16 +206,19 @@ impl ProxyHttp for Weir {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         x: &mut Exchange,
     ) -> Result<()> {
-        x.attempts.header(&mut x.cx, response, Instant::now());
         if fields_length(&response.headers) > MAX_RESPONSE_HEADER {
             let why = "the header of the answer is too long";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
-        Ok(())
+        let proxy = x.chosen.proxy()?;
+        crate::handler::proxy::check(response, session.is_upgrade_req())?;
+        let replay = replay(session);
+        x.attempts
+            .header(proxy, &mut x.cx, response, replay, Instant::now())
     }
 
     fn upstream_response_body_filter(
@@ -241,11 +261,14 @@ impl ProxyHttp for Weir {
         x: &mut Exchange,
         reused: bool,
     ) -> Box<Error> {
-        let replayable = session.req_header().method.is_idempotent()
-            && !session.as_ref().retry_buffer_truncated()
-            && session.response_written().is_none();
-        x.attempts
-            .error_while_proxy(&mut x.cx, e, replayable, reused, Instant::now())
+        let replay = replay(session);
+        match x.chosen.proxy() {
+            Ok(proxy) => {
+                x.attempts
+                    .error_while_proxy(proxy, &mut x.cx, e, replay, reused, Instant::now())
+            }
+            Err(e) => e,
+        }
     }
 
     async fn fail_to_proxy(
@@ -258,8 +281,8 @@ impl ProxyHttp for Weir {
             .cx
             .failure
             .get_or_insert_with(|| crate::handler::proxy::failure_of(e));
-        report(session.req_header(), &x.cx, failure, e);
-        if session.response_written().is_none() && failure.reaches_client() {
+        report(session.req_header(), x, failure, e);
+        if !has_begun(session) && failure.reaches_client() {
             let reply = send::failure(failure);
             // Pingora closes the connection after this; the client is to know.
             session.set_keepalive(None);
@@ -424,21 +447,43 @@ impl Exchange {
     }
 }
 
+/// What speaks for and against sending the request to another member.
+fn replay(session: &Session) -> Replay {
+    Replay {
+        possible: !has_begun(session) && !session.as_ref().retry_buffer_truncated(),
+        idempotent: session.req_header().method.is_idempotent(),
+    }
+}
+
+/// Whether the client has some of its answer; what comes before that (100, 103) is none.
+fn has_begun(session: &Session) -> bool {
+    session.response_written().is_some_and(|written| {
+        let status = written.status;
+        !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
+    })
+}
+
 /// One line for the operator about a request that weir ended.
-fn report(request: &RequestHeader, cx: &Cx, failure: Failure, e: &Error) {
+fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e: &Error) {
+    let cx = &x.cx;
     let level = match failure {
         Failure::ClientClosed | Failure::ClientTimeout | Failure::BadRequest => log::Level::Info,
         _ => log::Level::Warn,
     };
+    let asked = match (cx.tries.last(), x.chosen.proxy()) {
+        (Some(last), Ok(proxy)) => format!("{} of pool `{}`: ", last.backend, proxy.pool.name()),
+        _ => String::new(),
+    };
     log::log!(
         level,
-        "{}: {} {}{} from {}: {e}",
+        "{}: {} {}{} from {}: {asked}{}",
         failure.word(),
         request.method,
         cx.host,
         request.uri.path(),
         cx.client
             .map_or_else(|| "unix".to_owned(), |ip| ip.to_string()),
+        crate::handler::proxy::brief(e),
     );
 }
 

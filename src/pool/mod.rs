@@ -24,6 +24,7 @@ pub mod expect;
 pub mod health;
 pub mod member;
 pub mod peer;
+pub mod retry;
 pub mod roster;
 mod selection;
 pub mod status;
@@ -43,11 +44,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::issue::{At, Issues, Sources};
-use crate::value::Short;
+use crate::value::{OrOff, Short};
 use backend::Address;
 use balance::Balance;
 use health::{Checker, Checks};
 use peer::Connector;
+use retry::Retry;
 use roster::Roster;
 use selection::{Selection, backend_of};
 
@@ -55,6 +57,7 @@ pub use expect::Expect;
 pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
 pub use peer::{Ends, Line, Needs, Protocol, ProxyProtocol, Timeouts, TrueOr};
+pub use retry::Fault;
 pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
 pub use tried::Tried;
@@ -81,6 +84,9 @@ pub struct Config {
     /// Tell members of the client's address by the PROXY protocol. A connection is then not used for another client. Absent:
     /// no. nginx: `proxy_protocol on` (`stream`).
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// When a request that failed at one member goes to another; `off`: never. Default: after a connection that could not
+    /// be made, broke or fell silent before the answer, each member once. nginx: `proxy_next_upstream`.
+    pub retry: Option<OrOff<retry::Config>>,
 }
 
 impl Config {
@@ -101,8 +107,13 @@ impl Config {
             Some(health) => health.compile(&at.key("health"), issues).map(Some),
             None => Some(None),
         };
+        let retry = match &self.retry {
+            Some(OrOff::On(retry)) => retry.compile(&at.key("retry"), issues),
+            Some(OrOff::Off) => Some(Retry::off()),
+            None => retry::Config::default().compile(&at.key("retry"), issues),
+        };
         let places = self.places(previous, &at.key("backends"), sources, issues);
-        let (connector, checks, places) = (connector?, checks?, places?);
+        let (connector, checks, retry, places) = (connector?, checks?, retry?, places?);
         match previous {
             Some(previous)
                 if previous.config == *self
@@ -112,7 +123,8 @@ impl Config {
                 Some(previous.clone())
             }
             _ => {
-                let pool = Pool::new(name, self.clone(), connector, checks, places, previous);
+                let config = self.clone();
+                let pool = Pool::new(name, config, connector, checks, retry, places, previous);
                 Some(Arc::new(pool))
             }
         }
@@ -215,6 +227,7 @@ pub struct Pool {
     roster: Arc<Roster>,
     /// How connections to the members are made.
     connector: Arc<Connector>,
+    retry: Retry,
     /// Pingora's side of the pool: membership and health.
     backends: LoadBalancer<Selection>,
 }
@@ -225,10 +238,14 @@ impl Pool {
         config: Config,
         connector: Arc<Connector>,
         checks: Option<Checks>,
+        mut retry: Retry,
         places: Vec<Place>,
         previous: Option<&Arc<Pool>>,
     ) -> Pool {
         let name: Arc<str> = name.into();
+        if let Some(previous) = previous {
+            retry.adopt(&previous.retry);
+        }
         let before = previous.map(|pool| pool.members()).unwrap_or_default();
         let before: HashMap<&SocketAddr, &Arc<Member>> = before
             .iter()
@@ -254,6 +271,7 @@ impl Pool {
             name,
             config,
             roster,
+            retry,
         }
     }
 
@@ -280,6 +298,11 @@ impl Pool {
     /// request comes to one member twice.
     pub fn pick(&self, choice: &Choice, tried: &mut Tried) -> Pick {
         self.roster.pick(choice, tried)
+    }
+
+    /// What to do about tries that fail.
+    pub fn retry(&self) -> &Retry {
+        &self.retry
     }
 
     /// Whether no member can be picked, whatever the request.

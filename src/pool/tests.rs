@@ -322,7 +322,7 @@ fn what_does_not_exist_yet_is_refused() {
         message.contains("unknown variant `least_conn`, expected `round_robin`"),
         "{message}"
     );
-    for key in ["passive", "sticky", "retry", "keepalive"] {
+    for key in ["passive", "sticky", "keepalive"] {
         let message = refused(&format!("{{ backends: ['app:1'], {key}: 1 }}"));
         assert!(
             message.contains(&format!("unknown field `{key}`")),
@@ -712,4 +712,20 @@ fn a_name_that_stops_resolving_keeps_its_addresses() {
     assert_eq!(issues.len(), 1, "{issues:?}");
     let after = after.expect("a warning is no error");
     assert_eq!(walk(&after), ["127.0.0.2:80"]);
+}
+
+#[test]
+fn retry_budget_outlives_a_reload() {
+    let now = Instant::now();
+    let may = |pool: &Pool| pool.retry().allows(Fault::Reset, 1, now);
+    let before = pool("{ backends: [127.0.0.1:9001], retry: { budget: 10% } }");
+    assert!(may(&before));
+    while may(&before) {
+        before.retry().retried(now);
+    }
+    let after = reload(
+        "{ backends: [127.0.0.1:9001, 127.0.0.1:9002], retry: { budget: 10% } }",
+        Some(&before),
+    );
+    assert!(!may(&after));
 }

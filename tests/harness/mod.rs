@@ -225,6 +225,12 @@ impl Weir {
             .expect("a number of kB")
     }
 
+    /// How many files and sockets the process has open.
+    pub fn open_files(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        files.expect("the process is running").count()
+    }
+
     /// Starts a second process that takes over the sockets of this one, tells this one to leave, and waits until it
     /// takes no more connections. Returns the old process, which drains.
     #[track_caller]

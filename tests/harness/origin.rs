@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
@@ -22,6 +23,9 @@ use super::websocket::{self, Frame};
 /// Every origin answers this path by its state of health, whatever else it does.
 pub const HEALTH_PATH: &str = "/healthz";
 
+/// Between two bytes of a dribble: often enough for a connection not to seem silent.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// What an origin does with each request.
 #[derive(Clone, Debug)]
 pub enum Behaviour {
@@ -31,6 +35,12 @@ pub enum Behaviour {
     Echo,
     /// Exactly these bytes, then a close.
     Raw(Vec<u8>),
+    /// Exactly these bytes, then a reset.
+    Reset(Vec<u8>),
+    /// Exactly these bytes once the head of a request is there, whatever is still to come of it, then a close.
+    Early(Vec<u8>),
+    /// A header that never ends, a byte at a time.
+    Dribble,
     /// As `Fixed`, but only once it is released.
     Held(String),
     /// A chunked body in this many parts `part 0\n`, `part 1\n` ...; each waits to be released.
@@ -39,6 +49,8 @@ pub enum Behaviour {
     Close,
     /// Closes a connection as soon as it stands.
     CloseAtOnce,
+    /// As `Fixed`, but a connection that was used before is closed when the next request comes on it.
+    Once(String),
     /// A body of so many bytes, made as they go out.
     Big(u64),
     /// Takes a body of any size and answers with its length.
@@ -87,8 +99,22 @@ impl State {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Has it end by a reset where its kind knows one.
+    fn reset_when_closed(&self) -> io::Result<()>;
+}
+
+impl Stream for tokio::net::TcpStream {
+    fn reset_when_closed(&self) -> io::Result<()> {
+        self.set_zero_linger()
+    }
+}
+
+impl Stream for tokio::net::UnixStream {
+    fn reset_when_closed(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 impl Origin {
     pub fn start(behaviour: Behaviour) -> Origin {
@@ -272,6 +298,7 @@ async fn converse(stream: Box<dyn Stream>, state: Arc<State>) {
         stream,
         buffer: Vec::new(),
         state,
+        used: false,
     };
     // peers may go away at any time; what that means is for the test to judge
     let _ = conversation.run().await;
@@ -283,6 +310,8 @@ struct Conversation {
     /// What has been received and not been read yet.
     buffer: Vec<u8>,
     state: Arc<State>,
+    /// Whether a request has come on it.
+    used: bool,
 }
 
 impl Conversation {
@@ -300,6 +329,7 @@ impl Conversation {
             if !self.answer(head).await? || last {
                 return Ok(());
             }
+            self.used = true;
         }
     }
 
@@ -325,10 +355,19 @@ impl Conversation {
             return Ok(true);
         }
 
+        if let Behaviour::Early(bytes) = behaviour {
+            self.record(&head, Vec::new());
+            self.stream.write_all(&bytes).await?;
+            return Ok(false);
+        }
+
         let body = self.read_body(&head).await?;
         self.record(&head, body.clone());
         match behaviour {
-            Behaviour::Fixed(text) => self.write_answer("200 OK", text.as_bytes()).await?,
+            Behaviour::Once(_) if self.used => return Ok(false),
+            Behaviour::Fixed(text) | Behaviour::Once(text) => {
+                self.write_answer("200 OK", text.as_bytes()).await?;
+            }
             Behaviour::Echo => {
                 let mut echo = format!("{}\r\n{}\r\n", head.first_line, head.headers).into_bytes();
                 echo.extend(body);
@@ -339,6 +378,12 @@ impl Conversation {
                 self.stream.shutdown().await?;
                 return Ok(false);
             }
+            Behaviour::Reset(bytes) => {
+                self.stream.write_all(&bytes).await?;
+                self.stream.reset_when_closed()?;
+                return Ok(false);
+            }
+            Behaviour::Dribble => self.dribble().await?,
             Behaviour::Held(text) => {
                 self.state.released().await;
                 self.write_answer("200 OK", text.as_bytes()).await?;
@@ -350,7 +395,7 @@ impl Conversation {
                 self.echo_frames(&head).await?;
                 return Ok(false);
             }
-            Behaviour::Sink => unreachable!("answered above"),
+            Behaviour::Sink | Behaviour::Early(_) => unreachable!("answered above"),
         }
         Ok(true)
     }
@@ -365,8 +410,19 @@ impl Conversation {
     async fn write_answer(&mut self, status: &str, body: &[u8]) -> io::Result<()> {
         let length = body.len();
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n");
-        self.stream.write_all(head.as_bytes()).await?;
-        self.stream.write_all(body).await
+        // in one piece: the second of two would wait until the first is acknowledged
+        self.stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .await
+    }
+
+    /// Ends with the connection.
+    async fn dribble(&mut self) -> io::Result<()> {
+        self.stream.write_all(b"HTTP/1.1 200 OK\r\nX: ").await?;
+        loop {
+            self.stream.write_all(b"x").await?;
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     async fn write_steps(&mut self, count: usize) -> io::Result<()> {
