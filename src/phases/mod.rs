@@ -143,11 +143,13 @@ impl ProxyHttp for Weir {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         x: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
         let proxy = x.chosen.proxy()?;
-        proxy.peer(&mut x.attempts, &mut x.cx, Instant::now())
+        proxy
+            .peer(&mut x.attempts, &mut x.cx, session, Instant::now)
+            .await
     }
 
     fn fail_to_connect(
@@ -217,6 +219,7 @@ impl ProxyHttp for Weir {
             return Ok(());
         }
         crate::handler::proxy::clean(response);
+        x.attempts.bind(&x.cx, response)?;
         if session.req_header().version < Version::HTTP_11 {
             // HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
             response.remove_header(&header::TRANSFER_ENCODING);

@@ -426,7 +426,7 @@ impl Drop for HealthTask {
 mod tests {
     use super::*;
     use crate::pool::Place;
-    use crate::pool::balance::Balance;
+    use crate::pool::roster::Rules;
     use pingora::upstreams::peer::PeerOptions;
 
     fn checker(rise: u32, fall: u32) -> Checker {
@@ -449,7 +449,7 @@ mod tests {
             rise,
             fall,
         };
-        let roster = Arc::new(Roster::new(Balance::default()));
+        let roster = Arc::new(Roster::new(Rules::default(), None));
         roster.set_members([member(0), member(1)].into(), Instant::now());
         Checker::new("app".into(), checks, roster)
     }
