@@ -21,8 +21,10 @@ mod health; // who may get one
 mod listeners; // addresses of all kinds
 mod policies; // headers, rewrite, request_id
 mod proxy; // what reaches the backend, what comes back
+mod queue; // requests that wait for room
 mod retry; // another member after a failed try
 mod routing; // sites and routes
+mod sticky; // sessions that stay with their member
 mod streaming; // bodies of any size, WebSocket // files: and static:
 
 // the protocols

@@ -17,6 +17,8 @@ pub enum Failure {
     PoolDown,
     /// Every member of the pool that could be asked has as many requests as it takes.
     PoolBusy,
+    /// They still had when the request had waited for `queue.timeout`.
+    QueueTimeout,
     /// No member could be connected to.
     UpstreamConnect,
     UpstreamConnectTimeout,
@@ -42,7 +44,7 @@ impl Failure {
             Failure::MethodNotAllowed => 405,
             Failure::NoSite { secure: true } => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
-            Failure::PoolDown | Failure::PoolBusy => 503,
+            Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
             Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
             Failure::ClientClosed => 499,
@@ -65,6 +67,7 @@ impl Failure {
             Failure::NoRoute => "no_route",
             Failure::PoolDown => "pool_down",
             Failure::PoolBusy => "pool_busy",
+            Failure::QueueTimeout => "queue_timeout",
             Failure::UpstreamConnect => "upstream_connect",
             Failure::UpstreamConnectTimeout => "upstream_connect_timeout",
             Failure::UpstreamReset => "upstream_reset",

@@ -542,15 +542,9 @@ fn arg<'a>(query: &'a [u8], name: &str) -> Option<&'a [u8]> {
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    let headers = headers.get_all(header::COOKIE).iter();
-    let mut pairs = headers.flat_map(|value| value.as_bytes().split(|&b| b == b';'));
-    pairs.find_map(|pair| {
-        let equals = memchr::memchr(b'=', pair)?;
-        let (key, value) = (&pair[..equals], &pair[equals + 1..]);
-        let key = key.trim_ascii();
-        key.eq_ignore_ascii_case(name.as_bytes())
-            .then(|| value.trim_ascii())
-    })
+    crate::http::cookie::pairs(headers)
+        .find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()))
+        .map(|(_, value)| value)
 }
 
 /// The port the client itself uses, not that of a trusted proxy before it.

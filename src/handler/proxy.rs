@@ -8,21 +8,25 @@
 //! once per request, with one exception: a kept connection that turns out to be closed says nothing about its member,
 //! which then gets a second try on a new connection.
 
+use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::Session;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::build::Build;
 use crate::exchange::cx::Try;
+use crate::exchange::vars::{Stage, Text, View};
 use crate::exchange::{Cx, Failure};
 use crate::http::{forwarded, hop};
 use crate::issue::At;
+use crate::pool::balance::{Balance, key_of};
 use crate::pool::{Choice, Ends, Fault, InFlight, Line, Needs, Pick, Pool, Tried};
 use crate::value::FromShort;
 
@@ -45,13 +49,28 @@ impl FromShort for Config {
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Proxy> {
         let pool = b.pool(&at.key("pool"), &self.pool)?;
-        Some(Proxy { pool })
+        // The text stands in the pool: it was found right there, and what the route captures is not in it.
+        let captures = std::mem::take(&mut b.captures);
+        let hash = hash(&pool.config().balance, &At::Root, b);
+        b.captures = captures;
+        Some(Proxy { pool, hash: hash? })
     }
+}
+
+/// What requests are hashed by, if that is how the pool at `at` is balanced; `None` is a mistake. A pool cannot find it
+/// by itself, for it knows nothing of requests and their variables.
+pub fn hash(balance: &Balance, at: &At<'_>, b: &mut Build<'_>) -> Option<Option<Text>> {
+    let Balance::Hash(template) = balance else {
+        return Some(None);
+    };
+    let at = at.key("balance");
+    Text::resolve(Stage::Request, &at.key("hash"), template, b).map(Some)
 }
 
 #[derive(Debug)]
 pub struct Proxy {
     pub pool: Arc<Pool>,
+    hash: Option<Text>,
 }
 
 /// The tries of one request to get an answer from the members of a pool.
@@ -71,6 +90,8 @@ pub struct Attempts {
     again: Again,
     /// Whether the client was told to go on and send its body.
     continued: bool,
+    /// What members are chosen by, once the request is known.
+    choice: Option<Choice>,
 }
 
 /// Whether a member is asked a second time.
@@ -95,18 +116,18 @@ pub struct Replay {
 }
 
 impl Proxy {
-    /// The peer for the next try.
+    /// The peer for the next try. Where all members are full it may wait for one, if the pool has a queue.
     ///
     /// # Errors
     /// When no member is left to try.
-    pub fn peer(
+    pub async fn peer(
         &self,
         attempts: &mut Attempts,
         cx: &mut Cx,
-        request: &RequestHeader,
-        upgrade: bool,
-        now: Instant,
+        session: &mut Session,
+        clock: fn() -> Instant,
     ) -> Result<Box<HttpPeer>> {
+        let now = clock();
         let deadline = self.pool.connector().deadline(cx.started);
         if deadline.is_some_and(|end| now >= end) {
             cx.failure = Some(Failure::UpstreamTimeout);
@@ -114,8 +135,8 @@ impl Proxy {
         }
         let mut needs = Needs {
             fresh: false,
-            upgrade,
-            events: wants_events(request),
+            upgrade: session.is_upgrade_req() && session.is_body_empty(),
+            events: wants_events(session.req_header()),
             deadline,
             ends: ends(cx),
         };
@@ -130,9 +151,18 @@ impl Proxy {
             _ => self.pool.retry().retried(now),
         }
         attempts.asked += 1;
+        let request = session.req_header();
+        let base = *attempts
+            .choice
+            .get_or_insert_with(|| self.choice(cx, request, now));
+        let mut choice = drawn(base, now);
         let pick = match attempts.next.take() {
             Some(member) => Pick::Member(member),
-            None => self.pick(attempts, now),
+            None => tokio::select! {
+                biased;
+                pick = self.pool.take(&mut choice, &mut attempts.tried, clock) => pick,
+                left = left(session) => return Err(left),
+            },
         };
         attempts.member = match pick {
             Pick::Member(member) => Some(member),
@@ -141,16 +171,21 @@ impl Proxy {
                 cx.failure = Some(Failure::PoolBusy);
                 None
             }
+            Pick::TimedOut => {
+                cx.failure = Some(Failure::QueueTimeout);
+                None
+            }
             Pick::Down => {
                 cx.failure = Some(Failure::PoolDown);
                 None
             }
         };
-        self.peer_of_try(attempts, cx, needs, now)
+        self.peer_of_try(attempts, cx, needs, choice.now)
     }
 
     fn pick(&self, attempts: &mut Attempts, now: Instant) -> Pick {
-        self.pool.pick(&Choice { now }, &mut attempts.tried)
+        let base = attempts.choice.unwrap_or(Choice::any(now, 0));
+        self.pool.pick(&drawn(base, now), &mut attempts.tried)
     }
 
     fn peer_of_try(
@@ -177,6 +212,56 @@ impl Proxy {
         });
         Ok(peer)
     }
+
+    /// What members are chosen by.
+    fn choice(&self, cx: &Cx, request: &RequestHeader, now: Instant) -> Choice {
+        let sticky = self.pool.sticky();
+        Choice {
+            client: cx.client,
+            key: self.hash.as_ref().map_or(0, |text| key(text, cx, request)),
+            token: sticky.and_then(|sticky| sticky.token(&request.headers)),
+            ..Choice::any(now, 0)
+        }
+    }
+}
+
+/// The choice for one try, with a number of its own.
+fn drawn(choice: Choice, now: Instant) -> Choice {
+    Choice {
+        now,
+        random: fastrand::u64(..),
+        ..choice
+    }
+}
+
+/// Waits until the client goes away, as far as that can be seen: not while it may still send parts of its body.
+async fn left(session: &mut Session) -> Box<Error> {
+    let client = session.as_downstream_mut();
+    if client.is_body_done()
+        && let Err(e) = client.read_body_or_idle(true).await
+    {
+        return e.into_down();
+    }
+    std::future::pending().await
+}
+
+/// What stands for the text of this request on a ring.
+fn key(text: &Text, cx: &Cx, request: &RequestHeader) -> u64 {
+    thread_local! {
+        /// Only for the moment of one call: kept because it has memory.
+        static RENDERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let view = View {
+        cx,
+        request,
+        response: None,
+        wall: SystemTime::now(),
+    };
+    RENDERED.with_borrow_mut(|rendered| {
+        rendered.clear();
+        text.write(&view, rendered);
+        key_of(rendered)
+    })
 }
 
 impl Attempts {
@@ -191,6 +276,7 @@ impl Attempts {
             next: None,
             again: Again::No,
             continued: false,
+            choice: None,
         }
     }
 
@@ -222,7 +308,7 @@ impl Attempts {
         if let Some(this) = cx.tries.last_mut() {
             let latency = now - this.started;
             if let Some(member) = &self.member {
-                member.load().observe(latency);
+                member.answered(latency, now);
             }
             this.header = Some(latency);
             this.status = status.as_u16();
@@ -241,6 +327,18 @@ impl Attempts {
         e.set_retry(true);
         self.asking_another(proxy, cx, &e, now);
         Err(e)
+    }
+
+    /// Binds the client to the member that answers, if it came with none or another one.
+    pub fn bind(&self, cx: &Cx, response: &mut ResponseHeader) -> Result<()> {
+        let Some(badge) = self.member.as_ref().and_then(|member| member.badge()) else {
+            return Ok(());
+        };
+        if self.choice.and_then(|choice| choice.token) != Some(badge.token) {
+            let cookie = badge.set_cookie(cx.connection.tls.is_some());
+            response.append_header(header::SET_COOKIE, cookie)?;
+        }
+        Ok(())
     }
 
     /// No connection to the member.
@@ -391,7 +489,7 @@ impl Attempts {
         match proxy.pick(self, now) {
             Pick::Member(next) => self.next = Some(next),
             // [`Proxy::peer`] is to decide about that.
-            Pick::Busy => {}
+            Pick::Busy | Pick::TimedOut => {}
             Pick::Exhausted | Pick::Down => return false,
         }
         self.asking_another(proxy, cx, e, now);
@@ -411,8 +509,8 @@ impl Attempts {
 
     /// The member did not answer.
     fn failed(&mut self, cx: &mut Cx, failure: Failure, now: Instant) {
-        if let Some(member) = self.member.take() {
-            member.failed();
+        if let (Some(member), Some(this)) = (self.member.take(), cx.tries.last()) {
+            member.failed(now - this.started, now);
         }
         self.gone(cx, failure, now);
     }

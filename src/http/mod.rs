@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod conditional;
+pub mod cookie;
 pub mod date;
 pub mod forwarded;
 pub mod header;

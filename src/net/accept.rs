@@ -1,5 +1,6 @@
 //! The accept loop: one task per socket, which ends when its listener is closed or the process drains.
 
+use std::future::ready;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use arc_swap::ArcSwap;
 use pingora::apps::HttpServerApp;
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::task::unconstrained;
 
 use super::Listener;
 use super::bind::ListenSocket;
@@ -18,13 +20,17 @@ use super::stream::{Slot, Socket};
 /// How long to wait when the process is out of file descriptors: accepting at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// How many connections that wait already are let in before a socket closes, which would reset them. More than wait in
+/// any queue but a flooded one, which must not keep a process from ending.
+const LAST: usize = 4096;
+
 enum Accepting {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// Accepts from `socket` until `drain` turns true. New connections get what `listener` holds at that moment, so a
-/// reload takes effect without touching the socket.
+/// Accepts from `socket` until `drain` turns true, and then whoever has connected by then. New connections get what
+/// `listener` holds at that moment, so a reload takes effect without touching the socket.
 ///
 /// # Errors
 /// When the runtime cannot watch the socket.
@@ -45,11 +51,27 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
         Accepting::Tcp(TcpListener::from_std(fd.into())?)
     };
     let mut exhausted = false;
+    // How many more may come in, once the end is near.
+    let mut left = None;
     loop {
-        let accepted = tokio::select! {
-            biased;
-            accepted = accepting.accept() => accepted,
-            _ = drain.changed() => return Ok(()),
+        let accepted = match &mut left {
+            None => tokio::select! {
+                biased;
+                _ = drain.changed() => {
+                    left = Some(LAST);
+                    continue;
+                }
+                accepted = accepting.accept() => accepted,
+            },
+            Some(0) => return Ok(()),
+            Some(left) => {
+                *left -= 1;
+                tokio::select! {
+                    biased;
+                    accepted = unconstrained(accepting.accept()) => accepted,
+                    () = ready(()) => return Ok(()),
+                }
+            }
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,

@@ -152,9 +152,9 @@ impl ProxyHttp for Weir {
         x: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
         let proxy = x.chosen.proxy()?;
-        let upgrade = session.is_upgrade_req() && session.is_body_empty();
-        let request = session.req_header();
-        proxy.peer(&mut x.attempts, &mut x.cx, request, upgrade, Instant::now())
+        proxy
+            .peer(&mut x.attempts, &mut x.cx, session, Instant::now)
+            .await
     }
 
     fn fail_to_connect(
@@ -245,6 +245,7 @@ impl ProxyHttp for Weir {
             return Ok(());
         }
         crate::handler::proxy::clean(response);
+        x.attempts.bind(&x.cx, response)?;
         if session.req_header().version < Version::HTTP_11 {
             // HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
             response.remove_header(&header::TRANSFER_ENCODING);

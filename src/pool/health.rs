@@ -412,8 +412,8 @@ impl Drop for HealthTask {
 mod tests {
     use super::*;
     use crate::pool::Place;
-    use crate::pool::balance::Balance;
     use crate::pool::peer::Connector;
+    use crate::pool::roster::Rules;
     use pingora::protocols::l4::socket::SocketAddr;
 
     fn checker(rise: u32, fall: u32) -> Checker {
@@ -436,7 +436,7 @@ mod tests {
             rise,
             fall,
         };
-        let roster = Arc::new(Roster::new(Balance::default()));
+        let roster = Arc::new(Roster::new(Rules::default(), None));
         roster.set_members([member(0), member(1)].into(), Instant::now());
         Checker::new("app".into(), checks, roster)
     }

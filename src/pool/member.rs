@@ -1,16 +1,19 @@
 //! One backend address within a pool: how to connect to it, and how it fares.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::upstreams::peer::HttpPeer;
 
 use super::backend;
+use super::latency::Latency;
 use super::peer::{Connector, Dialer, Line, Needs};
+use super::queue::Queue;
+use super::sticky::Badge;
 
 /// Where a member is, and what the file says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,13 +39,35 @@ pub struct Member {
     dialer: Arc<Dialer>,
     health: Health,
     kept: Arc<Kept>,
+    post: OnceLock<Post>,
 }
 
-/// What a member keeps over reloads.
+/// What a member has by belonging to a pool.
+#[derive(Debug)]
+pub struct Post {
+    /// Where requests wait that it has no room for.
+    pub queue: Arc<Queue>,
+    /// What its clients come back with.
+    pub badge: Option<Badge>,
+}
+
+/// What a member keeps over reloads. It has its cache lines to itself: each request writes to that of its member.
 #[derive(Debug, Default)]
-struct Kept {
+#[repr(align(64))]
+pub struct Kept {
     load: Load,
+    latency: Latency,
     draining: Draining,
+}
+
+impl Kept {
+    pub fn load(&self) -> &Load {
+        &self.load
+    }
+
+    pub fn latency(&self) -> &Latency {
+        &self.latency
+    }
 }
 
 /// Whether an operator has taken a member out: what runs may finish, nothing new begins.
@@ -72,7 +97,13 @@ impl Member {
             place,
             health: Health::default(),
             kept: Arc::default(),
+            post: OnceLock::new(),
         }
+    }
+
+    /// From now on it belongs to a pool. A member belongs to one pool only, and only once.
+    pub fn join(&self, post: impl FnOnce() -> Post) {
+        self.post.get_or_init(post);
     }
 
     /// Goes on with the counters of the member at this address before a reload, whose requests are still running, and
@@ -125,6 +156,15 @@ impl Member {
         &self.kept.load
     }
 
+    pub fn kept(&self) -> &Arc<Kept> {
+        &self.kept
+    }
+
+    /// What a client comes back to this member with, if the pool is sticky.
+    pub fn badge(&self) -> Option<&Badge> {
+        self.post.get()?.badge.as_ref()
+    }
+
     /// Why it gets no requests; `None` when it does.
     pub fn absence(&self) -> Option<Absence> {
         if self.kept.draining.now.load(Ordering::Relaxed) {
@@ -152,8 +192,9 @@ impl Member {
 
     /// Whether it may take one more request at this moment.
     pub fn has_room(&self) -> bool {
-        let in_flight = self.load().in_flight();
-        self.place.max_conns.is_none_or(|max| in_flight < max)
+        // `SeqCst`: see `Queue`
+        let in_flight = || self.load().in_flight.load(Ordering::SeqCst);
+        self.place.max_conns.is_none_or(|max| in_flight() < max)
     }
 
     /// Counts a request in, for as long as the returned value lives; `None` when it is full.
@@ -222,9 +263,16 @@ impl Load {
 pub struct InFlight(Arc<Member>);
 
 impl InFlight {
+    /// The member's answer began, so long after it was given the request.
+    pub fn answered(&self, after: Duration, now: Instant) {
+        self.0.load().observe(after);
+        self.0.kept.latency.record(after, now);
+    }
+
     /// The member did not answer: no connection, or one that broke or fell silent.
-    pub fn failed(&self) {
+    pub fn failed(&self, after: Duration, now: Instant) {
         self.0.load().failures.fetch_add(1, Ordering::Relaxed);
+        self.0.kept.latency.record_failure(after, now);
     }
 }
 
@@ -238,7 +286,11 @@ impl Deref for InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.load().in_flight.fetch_sub(1, Ordering::Relaxed);
+        // `SeqCst`: see `Queue`
+        self.0.load().in_flight.fetch_sub(1, Ordering::SeqCst);
+        if let Some(post) = self.0.post.get() {
+            post.queue.has_room();
+        }
     }
 }
 

@@ -22,12 +22,15 @@ pub mod backend;
 pub mod balance;
 pub mod expect;
 pub mod health;
+pub mod latency;
 pub mod member;
 pub mod peer;
+pub mod queue;
 pub mod retry;
 pub mod roster;
 mod selection;
 pub mod status;
+pub mod sticky;
 pub mod tried;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -44,13 +47,13 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::issue::{At, Issues, Sources};
-use crate::value::{OrOff, Short};
+use crate::value::{OrOff, Short, Span};
 use backend::Address;
 use balance::Balance;
 use health::{Checker, Checks};
 use peer::Connector;
 use retry::Retry;
-use roster::Roster;
+use roster::{Roster, Rules};
 use selection::{Selection, backend_of};
 
 pub use expect::Expect;
@@ -60,6 +63,7 @@ pub use peer::{Ends, Line, Needs, Protocol, ProxyProtocol, Timeouts, TrueOr};
 pub use retry::Fault;
 pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
+pub use sticky::Sticky;
 pub use tried::Tried;
 
 /// A named group of backends that requests are balanced over. nginx: `upstream`.
@@ -87,6 +91,13 @@ pub struct Config {
     /// When a request that failed at one member goes to another; `off`: never. Default: after a connection that could not
     /// be made, broke or fell silent before the answer, each member once. nginx: `proxy_next_upstream`.
     pub retry: Option<OrOff<retry::Config>>,
+    /// How long a member takes to get its full share, in ten equal steps, after it was down or draining or newly joined a
+    /// pool that runs: it may have to warm up. Absent: no time. nginx: `slow_start`.
+    pub slow_start: Option<Span>,
+    /// Sends a client to the member that it was sent to before. Absent: each request is balanced.
+    pub sticky: Option<sticky::Config>,
+    /// Lets requests wait while all members are full. Absent: they get 503 at once.
+    pub queue: Option<queue::Config>,
 }
 
 impl Config {
@@ -113,7 +124,9 @@ impl Config {
             None => retry::Config::default().compile(&at.key("retry"), issues),
         };
         let places = self.places(previous, &at.key("backends"), sources, issues);
-        let (connector, checks, retry, places) = (connector?, checks?, retry?, places?);
+        let rules = self.rules(name, previous, at, issues);
+        let (connector, checks, retry) = (connector?, checks?, retry?);
+        let (places, rules) = (places?, rules?);
         match previous {
             Some(previous)
                 if previous.config == *self
@@ -123,11 +136,49 @@ impl Config {
                 Some(previous.clone())
             }
             _ => {
-                let config = self.clone();
-                let pool = Pool::new(name, config, connector, checks, retry, places, previous);
+                let parts = Parts {
+                    rules,
+                    connector,
+                    checks,
+                    retry,
+                };
+                let pool = Pool::new(name, self.clone(), parts, places, previous);
                 Some(Arc::new(pool))
             }
         }
+    }
+
+    /// How members are chosen. What a `hash` consists of is not looked at here: see `handler/proxy`.
+    fn rules(
+        &self,
+        name: &str,
+        previous: Option<&Arc<Pool>>,
+        at: &At<'_>,
+        issues: &mut Issues,
+    ) -> Option<Rules> {
+        let zero = self.slow_start.is_some_and(|span| span.get().is_zero());
+        if zero {
+            let message = "`slow_start` must be longer than zero";
+            issues
+                .error(&at.key("slow_start"), message)
+                .hint("without it there is none");
+        }
+        let sticky = self.sticky.as_ref().map(|sticky| {
+            let previous = previous.and_then(|previous| previous.sticky());
+            sticky.compile(name, previous, &at.key("sticky"), issues)
+        });
+        let queue = self.queue.map(|queue| {
+            let limited = |Short(backend): &Short<backend::Config>| backend.max_conns.is_some();
+            let limited = self.backends.iter().any(limited);
+            queue.compile(limited, &at.key("queue"), issues)
+        });
+        let wrong = zero || matches!(sticky, Some(None)) || matches!(queue, Some(None));
+        (!wrong).then(|| Rules {
+            balance: self.balance.clone(),
+            slow_start: self.slow_start.map(Span::get),
+            sticky: sticky.flatten(),
+            queue: queue.flatten(),
+        })
     }
 
     /// Where the members are, in written order.
@@ -232,17 +283,29 @@ pub struct Pool {
     backends: LoadBalancer<Selection>,
 }
 
+/// What the keys of a pool compile to.
+struct Parts {
+    rules: Rules,
+    connector: Arc<Connector>,
+    checks: Option<Checks>,
+    retry: Retry,
+}
+
 impl Pool {
     fn new(
         name: &str,
         config: Config,
-        connector: Arc<Connector>,
-        checks: Option<Checks>,
-        mut retry: Retry,
+        parts: Parts,
         places: Vec<Place>,
         previous: Option<&Arc<Pool>>,
     ) -> Pool {
         let name: Arc<str> = name.into();
+        let Parts {
+            rules,
+            connector,
+            checks,
+            mut retry,
+        } = parts;
         if let Some(previous) = previous {
             retry.adopt(&previous.retry);
         }
@@ -264,7 +327,7 @@ impl Pool {
             backend_of(&Arc::new(member))
         };
         let members: BTreeSet<Backend> = places.into_iter().map(make).collect();
-        let roster = Arc::new(Roster::new(config.balance.clone()));
+        let roster = Arc::new(Roster::new(rules, previous.map(|pool| &*pool.roster)));
         Pool {
             connector,
             backends: load_balancer(&name, checks, members, &roster),
@@ -298,6 +361,22 @@ impl Pool {
     /// request comes to one member twice.
     pub fn pick(&self, choice: &Choice, tried: &mut Tried) -> Pick {
         self.roster.pick(choice, tried)
+    }
+
+    /// The same, but in a pool with a queue it waits for room where that is all that is missing. `choice.now` becomes the
+    /// end of the wait.
+    pub async fn take(
+        &self,
+        choice: &mut Choice,
+        tried: &mut Tried,
+        clock: fn() -> Instant,
+    ) -> Pick {
+        self.roster.take(choice, tried, clock).await
+    }
+
+    /// How clients are recognised, if they come back to their member.
+    pub fn sticky(&self) -> Option<&Sticky> {
+        self.roster.sticky()
     }
 
     /// What to do about tries that fail.

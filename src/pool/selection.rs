@@ -8,8 +8,7 @@ use std::time::Instant;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
 use pingora_load_balancing::{Backend, Extensions};
 
-use super::balance::Balance;
-use super::roster::{Choice, Roster};
+use super::roster::{Choice, Roster, Rules};
 use super::{Member, Tried};
 
 /// What Pingora's `LoadBalancer` chooses with: the pool's own roster, so that `LoadBalancer::select` and `Pool::pick`
@@ -24,7 +23,7 @@ impl BackendSelection for Selection {
     type Config = Arc<Roster>;
 
     fn build(backends: &BTreeSet<Backend>) -> Selection {
-        let roster = Arc::new(Roster::new(Balance::default()));
+        let roster = Arc::new(Roster::new(Rules::default(), None));
         Selection::build_with_config(backends, &roster)
     }
 
@@ -57,9 +56,7 @@ pub struct Candidates {
 
 impl BackendIter for Candidates {
     fn next(&mut self) -> Option<&Backend> {
-        let choice = Choice {
-            now: Instant::now(),
-        };
+        let choice = Choice::any(Instant::now(), fastrand::u64(..));
         let member = self.selection.roster.choose(&choice, &self.tried)?;
         self.tried.insert(member.clone());
         let mut backends = self.selection.backends.iter();

@@ -54,9 +54,7 @@ fn refused(yaml: &str) -> String {
 }
 
 fn choice() -> Choice {
-    Choice {
-        now: Instant::now(),
-    }
+    Choice::any(Instant::now(), fastrand::u64(..))
 }
 
 /// The addresses of all members that one request is given.
@@ -317,12 +315,7 @@ fn mistakes_in_health_are_reported() {
 
 #[test]
 fn what_does_not_exist_yet_is_refused() {
-    let message = refused("{ backends: ['app:1'], balance: least_conn }");
-    assert!(
-        message.contains("unknown variant `least_conn`, expected `round_robin`"),
-        "{message}"
-    );
-    for key in ["passive", "sticky", "keepalive"] {
+    for key in ["passive", "keepalive"] {
         let message = refused(&format!("{{ backends: ['app:1'], {key}: 1 }}"));
         assert!(
             message.contains(&format!("unknown field `{key}`")),
@@ -332,6 +325,33 @@ fn what_does_not_exist_yet_is_refused() {
     refused("{ backends: ['app:1'], health: { tcp: {}, rise: 0 } }");
     refused("{ backends: ['app:1'], health: { tcp: { port: 1 } } }");
     refused("{ backends: ['app:1'], health: { http: { expect: 99 } } }");
+}
+
+#[test]
+fn mistakes_in_how_requests_are_given_out_are_reported() {
+    let yaml = "
+        backends: ['127.0.0.1:1']
+        slow_start: 0s
+        sticky: { cookie: 'a b', ttl: 500ms, secret: '' }
+        queue: { size: 9, timeout: 0s }";
+    assert_eq!(
+        issues(yaml)
+            .into_iter()
+            .filter(|issue| !issue.contains("machine-id"))
+            .collect::<Vec<_>>(),
+        [
+            "error: app.slow_start: `slow_start` must be longer than zero",
+            "error: app.sticky.cookie: `a b` cannot be the name of a cookie",
+            "error: app.sticky.ttl: `ttl` must be at least 1s",
+            "error: app.sticky.secret: the secret is empty",
+            "warning: app.queue: nobody waits, because no backend has `max_conns`",
+            "error: app.queue.timeout: `timeout` must be longer than zero",
+        ]
+    );
+    refused("{ backends: ['app:1'], balance: least }");
+    refused("{ backends: ['app:1'], queue: { size: 0, timeout: 1s } }");
+    refused("{ backends: ['app:1'], queue: { size: 1 } }");
+    refused("{ backends: ['app:1'], sticky: { ttl: 1h } }");
 }
 
 #[test]
@@ -434,7 +454,7 @@ fn pingoras_own_selection_gives_turns_of_the_same_sequence() {
 fn requests_are_counted_in_and_out() {
     let pool = pool("backends: ['127.0.0.1:1']");
     let request = pool.members()[0].begin().expect("there is room");
-    request.failed();
+    request.failed(Duration::ZERO, Instant::now());
     let status = &pool.status().members[0];
     assert_eq!(
         (status.in_flight, status.requests, status.failures),
@@ -649,7 +669,7 @@ fn members_that_stay_keep_their_state_and_counters() {
         eventually(1, || before.status().up).await;
     });
     let request = before.members()[1].begin().expect("there is room");
-    request.failed();
+    request.failed(Duration::ZERO, Instant::now());
 
     // another order, other weights, a new member
     let yaml = format!(

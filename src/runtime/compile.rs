@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::{Boot, Plan, Snapshot};
 use crate::build::Build;
 use crate::config::{Admin, Config};
+use crate::handler::proxy;
 use crate::http::version::Protocols;
 use crate::issue::{At, Issues, Sources};
 use crate::net::{Bind, Listener, Listeners};
@@ -158,7 +159,10 @@ fn pools(
     let mut pools = BTreeMap::new();
     for (name, pool) in &config.pools {
         let before = previous.and_then(|previous| previous.pools.get(name));
-        if let Some(pool) = pool.compile(name, before, &at.key(name), b.sources, &mut b.issues) {
+        let at = at.key(name);
+        let hash = proxy::hash(&pool.balance, &at, b);
+        let pool = pool.compile(name, before, &at, b.sources, &mut b.issues);
+        if let (Some(pool), Some(_)) = (pool, hash) {
             pools.insert(name.clone(), pool);
         }
     }

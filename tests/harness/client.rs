@@ -397,7 +397,11 @@ impl Http2 {
                 .map_err(io::Error::other)?;
         }
 
-        let response = response.await.map_err(io::Error::other)?;
+        let response = response.await.map_err(|error| match error.is_go_away() {
+            // it crossed with the goodbye: the client is told that nobody has looked at it (RFC 9113 section 6.8)
+            true if error.reason() == Some(h2::Reason::NO_ERROR) => unsent(error),
+            _ => io::Error::other(error),
+        })?;
         let (head, mut body) = response.into_parts();
         let headers = head.headers.iter().map(|(name, value)| {
             let value = to_text(value.as_bytes());

@@ -43,15 +43,16 @@ impl RoundRobin {
 
     /// Whose turn it is, among the members that are free.
     pub fn pick(&self, is_free: impl Fn(usize) -> bool) -> Option<usize> {
-        if self.order.is_empty() {
-            return None;
-        }
-        let turn = self.cursor.0.fetch_add(1, Ordering::Relaxed) % self.order.len() as u64;
+        self.turns().find(|index| is_free(*index))
+    }
+
+    /// The members of one period from the one whose turn it is; the next call begins one turn later.
+    pub fn turns(&self) -> impl Iterator<Item = usize> + Clone {
+        // Nobody to take turns: any length but 0 will do.
+        let period = self.order.len().max(1) as u64;
+        let turn = self.cursor.0.fetch_add(1, Ordering::Relaxed) % period;
         let (later, now) = self.order.split_at(turn as usize);
-        now.iter()
-            .chain(later)
-            .map(|index| *index as usize)
-            .find(|index| is_free(*index))
+        now.iter().chain(later).map(|index| *index as usize)
     }
 }
 
