@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 use weir::issue::{At, Issues, Sources};
 use weir::pool::balance::key_of;
-use weir::pool::{Choice, Config, InFlight, Pick, Pool, Tried};
+use weir::pool::{Choice, Config, InFlight, Names, Pick, Pool, Tried, resolver};
 
 criterion_group! {
     name = benches;
@@ -71,7 +71,9 @@ fn pool(balance: &str, count: usize) -> std::sync::Arc<Pool> {
     let text = format!(r#"{{"balance": {balance}, "backends": [{backends}]}}"#);
     let config: Config = serde_json::from_str(&text).expect("a pool");
     let (sources, mut issues) = (Sources::default(), Issues::default());
-    let pool = config.compile("app", None, &At::Root, &sources, &mut issues);
+    let resolver = resolver::Config::default().compile(&At::Root, &mut issues);
+    let names = Names::look_up(resolver, [&config], None);
+    let pool = config.compile("app", None, &names, &At::Root, &sources, &mut issues);
     pool.expect("nothing is wrong")
 }
 

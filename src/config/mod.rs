@@ -55,6 +55,8 @@ pub struct Config {
     pub log: log::Config,
     /// Where requests can go: groups of backends, by name. nginx: `upstream`.
     pub pools: IndexMap<String, pool::Config>,
+    /// Who is asked for backends that are given by name.
+    pub resolver: pool::resolver::Config,
     /// Where requests come from, by name. nginx: `listen`.
     pub listeners: IndexMap<String, net::Config>,
     /// Peers whose `X-Forwarded-For` is believed when finding the client's address. nginx: `set_real_ip_from`.

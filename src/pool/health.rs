@@ -22,7 +22,6 @@ use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::roster::Roster;
@@ -128,7 +127,6 @@ impl Config {
         };
         Some(Checks {
             probe,
-            interval: self.interval.get(),
             timeout: self.timeout.get(),
             rise: self.rise.get(),
             fall: self.fall.get(),
@@ -184,7 +182,6 @@ fn compile_host(host: &str, at: &At<'_>, issues: &mut Issues) -> Option<HeaderVa
 /// Health checks, ready to run.
 pub struct Checks {
     probe: Probe,
-    pub interval: Duration,
     timeout: Duration,
     rise: u32,
     fall: u32,
@@ -265,7 +262,7 @@ fn explain(error: &Error) -> String {
 }
 
 /// `connection refused` of `Connection refused (os error 111)`.
-fn plain(error: &io::Error) -> String {
+pub(super) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut characters = text.chars();
@@ -384,27 +381,17 @@ const DOWN: ErrorType = ErrorType::Custom("MemberDown");
 
 /// The running health checks of one pool; they end when it is dropped.
 #[derive(Debug)]
-pub struct HealthTask {
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
+pub struct HealthTask(JoinHandle<()>);
 
 impl HealthTask {
-    pub(super) fn spawn<F>(run: impl FnOnce(watch::Receiver<bool>) -> F) -> HealthTask
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run(stopped));
-        HealthTask { stop, task }
+    pub(super) fn spawn(checks: impl Future<Output = ()> + Send + 'static) -> HealthTask {
+        HealthTask(tokio::spawn(checks))
     }
 }
 
 impl Drop for HealthTask {
     fn drop(&mut self) {
-        // Pingora's loop goes on for ever when the sender merely disappears.
-        self.stop.send_replace(true);
-        self.task.abort();
+        self.0.abort();
     }
 }
 
@@ -431,7 +418,6 @@ mod tests {
         };
         let checks = Checks {
             probe: Probe::Tcp,
-            interval: Duration::from_secs(5),
             timeout: Duration::from_secs(1),
             rise,
             fall,

@@ -37,7 +37,7 @@ pub struct Member {
     place: Place,
     name: Arc<str>,
     dialer: Arc<Dialer>,
-    health: Health,
+    health: Arc<Health>,
     kept: Arc<Kept>,
     post: OnceLock<Post>,
 }
@@ -95,7 +95,7 @@ impl Member {
             name: backend::display_name(&place.address).into(),
             dialer: Dialer::new(connector, place.address.clone(), &place.authority),
             place,
-            health: Health::default(),
+            health: Arc::default(),
             kept: Arc::default(),
             post: OnceLock::new(),
         }
@@ -114,7 +114,14 @@ impl Member {
 
     /// Starts as that member was, and goes its own way from there: the probes of `previous` are about to stop.
     pub fn adopt_health(&mut self, previous: &Member) {
-        self.health = previous.health.copy();
+        self.health = Arc::new(previous.health.copy());
+    }
+
+    /// Takes the seat of `previous` in the same pool: it is the same server, of which the file or name servers say
+    /// something else now, and probes of either are probes of both.
+    pub fn replace(&mut self, previous: &Member) {
+        self.kept = previous.kept.clone();
+        self.health = previous.health.clone();
     }
 
     pub fn place(&self) -> &Place {

@@ -15,6 +15,8 @@
 //!     health: { http: { path: /healthz } }
 //! ```
 //!
+//! Backends given by name are followed by a task of the pool ([`names`]), which changes its membership while it runs.
+//!
 //! A pool is made anew when the file is loaded. Members that stay keep their state and their counters, and a pool in
 //! which nothing changed stays the same object with its probes running.
 
@@ -24,8 +26,11 @@ pub mod expect;
 pub mod health;
 pub mod latency;
 pub mod member;
+mod membership;
+pub mod names;
 pub mod peer;
 pub mod queue;
+pub mod resolver;
 pub mod retry;
 pub mod roster;
 mod selection;
@@ -33,32 +38,36 @@ pub mod status;
 pub mod sticky;
 pub mod tried;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Instant, SystemTime};
 
+use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora_load_balancing::discovery::Static;
-use pingora_load_balancing::{Backend, Backends, LoadBalancer};
+use pingora_load_balancing::{Backends, LoadBalancer};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio::time::MissedTickBehavior;
 
 use crate::issue::{At, Issues, Sources};
 use crate::value::{OrOff, Short, Span};
-use backend::Address;
+use backend::{Backend, Refresh};
 use balance::Balance;
 use health::{Checker, Checks};
+use membership::{Discovery, Membership};
+use names::Known;
 use peer::Connector;
 use retry::Retry;
 use roster::{Roster, Rules};
-use selection::{Selection, backend_of};
+use selection::Selection;
 
 pub use expect::Expect;
 pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
+pub use names::{Names, NamesTask};
 pub use peer::{Ends, Line, Needs, Protocol, ProxyProtocol, Timeouts, TrueOr};
 pub use retry::Fault;
 pub use roster::{Choice, Pick};
@@ -103,12 +112,11 @@ pub struct Config {
 impl Config {
     /// The pool that this describes: `previous`, the pool of this name in the running configuration, if it describes just
     /// that; otherwise a new one whose members go on from where those of `previous` were.
-    ///
-    /// Resolves names, so it may block.
     pub fn compile(
         &self,
         name: &str,
         previous: Option<&Arc<Pool>>,
+        names: &Names,
         at: &At<'_>,
         sources: &Sources,
         issues: &mut Issues,
@@ -123,26 +131,32 @@ impl Config {
             Some(OrOff::Off) => Some(Retry::off()),
             None => retry::Config::default().compile(&at.key("retry"), issues),
         };
-        let places = self.places(previous, &at.key("backends"), sources, issues);
+        let backends = self.compile_backends(&at.key("backends"), sources, issues);
         let rules = self.rules(name, previous, at, issues);
         let (connector, checks, retry) = (connector?, checks?, retry?);
-        let (places, rules) = (places?, rules?);
+        let (backends, rules) = (backends?, rules?);
+        let answers = self.answers(&backends, names, &at.key("backends"), issues);
         match previous {
             Some(previous)
                 if previous.config == *self
-                    && previous.stands_for(&places)
+                    && previous.stands_for(&backends, &answers, names)
                     && previous.connector.has_same_files(&connector) =>
             {
                 Some(previous.clone())
             }
             _ => {
+                let adopt = adopt(previous, checks.is_some());
+                let resolver = names.resolver().clone();
+                let membership =
+                    Membership::new(backends, answers, resolver, connector.clone(), adopt);
                 let parts = Parts {
                     rules,
                     connector,
                     checks,
                     retry,
+                    membership,
                 };
-                let pool = Pool::new(name, self.clone(), parts, places, previous);
+                let pool = Pool::new(name, self.clone(), parts, previous);
                 Some(Arc::new(pool))
             }
         }
@@ -181,93 +195,88 @@ impl Config {
         })
     }
 
-    /// Where the members are, in written order.
-    fn places(
+    fn compile_backends(
         &self,
-        previous: Option<&Arc<Pool>>,
         at: &At<'_>,
         sources: &Sources,
         issues: &mut Issues,
-    ) -> Option<Vec<Place>> {
+    ) -> Option<Vec<Backend>> {
         if self.backends.is_empty() {
             issues.error(at, "a pool needs at least one backend");
             return None;
         }
-        let mut complete = true;
         let mut written = HashSet::new();
-        let mut places: Vec<Place> = Vec::new();
-        let mut taken = HashSet::new();
-        for (i, Short(config)) in self.backends.iter().enumerate() {
+        let mut backends = Vec::new();
+        for (i, config) in self.backends.iter().enumerate() {
             let at = &at.index(i);
             let Some(backend) = config.compile(at, sources, issues) else {
-                complete = false;
                 continue;
             };
             if !written.insert(backend.address.clone()) {
-                let message = format!("`{}` is listed twice", config.addr);
                 // not by its index: those before it may have been left out
                 issues
-                    .error(&at.key("addr"), message)
+                    .error(
+                        &at.key(config.key()),
+                        format!("`{}` is listed twice", backend.address),
+                    )
                     .hint("a `weight` at the first gives it more requests");
-                complete = false;
                 continue;
             }
-            let authority: Arc<str> = backend.address.authority().into();
-            for address in resolve(&backend.address, previous, &at.key("addr"), issues) {
-                if !taken.insert(address.clone()) {
-                    let name = backend::display_name(&address);
-                    let message = format!(
-                        "`{}` stands for `{name}`, as an earlier backend does",
-                        config.addr
-                    );
-                    issues
-                        .warn(&at.key("addr"), message)
-                        .hint("it stays one member, with the earlier weight");
-                    continue;
-                }
-                places.push(Place {
-                    position: i,
-                    address,
-                    authority: authority.clone(),
-                    weight: backend.weight,
-                    backup: backend.backup,
-                    max_conns: backend.max_conns,
-                });
-            }
+            backends.push(backend);
         }
-        complete.then_some(places)
+        (backends.len() == self.backends.len()).then_some(backends)
+    }
+
+    /// What the names among `backends` stand for, by backend.
+    fn answers(
+        &self,
+        backends: &[Backend],
+        names: &Names,
+        at: &At<'_>,
+        issues: &mut Issues,
+    ) -> Vec<Option<Known>> {
+        let mut answers = Vec::new();
+        for (i, backend) in backends.iter().enumerate() {
+            let Some(query) = backend.query() else {
+                answers.push(None);
+                continue;
+            };
+            let (known, error) = names.answer(query);
+            if let Some(error) = error {
+                let hint = match known {
+                    None => "the pool goes on without it until it does",
+                    Some(_) => "the pool goes on with the addresses that it had",
+                };
+                let at = &at.index(i);
+                issues
+                    .warn(
+                        &at.key(self.backends[i].key()),
+                        format!("`{query}` does not resolve: {error}"),
+                    )
+                    .hint(hint);
+            }
+            answers.push(known);
+        }
+        answers
     }
 }
 
-/// The addresses of a backend; of a name that does not resolve, those that it had before, so that a name server's bad
-/// hour and a reload do not empty a pool that works.
-fn resolve(
-    address: &Address,
-    previous: Option<&Arc<Pool>>,
-    at: &At<'_>,
-    issues: &mut Issues,
-) -> Vec<SocketAddr> {
-    let error = match address.resolve() {
-        Ok(addresses) => return addresses,
-        Err(error) => error,
-    };
-    let name = address.authority();
-    let members = previous.map(|pool| pool.members());
-    let kept: Vec<SocketAddr> = members
+/// What lets a member go on from where the one at its address was in `previous`.
+fn adopt(previous: Option<&Arc<Pool>>, has_checks: bool) -> impl Fn(&mut Member) {
+    let before = previous.map(|pool| pool.members()).unwrap_or_default();
+    let before: HashMap<SocketAddr, Arc<Member>> = before
         .iter()
-        .flat_map(|members| members.iter())
-        .filter(|member| **member.authority() == *name)
-        .map(|member| member.address().clone())
+        .map(|member| (member.address().clone(), member.clone()))
         .collect();
-    let hint = if kept.is_empty() {
-        "the pool goes on without it until a reload finds it"
-    } else {
-        "the pool goes on with the addresses that it had"
-    };
-    issues
-        .warn(at, format!("`{name}` does not resolve: {error}"))
-        .hint(hint);
-    kept
+    move |member| {
+        if let Some(before) = before.get(member.address()) {
+            member.adopt(before);
+            // without probes nothing would ever bring it up again
+            if has_checks {
+                member.adopt_health(before);
+            }
+        }
+    }
 }
 
 /// A named group of backends with one way to choose among them.
@@ -279,8 +288,11 @@ pub struct Pool {
     /// How connections to the members are made.
     connector: Arc<Connector>,
     retry: Retry,
+    membership: Arc<Membership>,
     /// Pingora's side of the pool: membership and health.
     backends: LoadBalancer<Selection>,
+    /// Held while membership changes: Pingora takes one change at a time.
+    changing: Mutex<()>,
 }
 
 /// What the keys of a pool compile to.
@@ -289,53 +301,36 @@ struct Parts {
     connector: Arc<Connector>,
     checks: Option<Checks>,
     retry: Retry,
+    membership: Membership,
 }
 
 impl Pool {
-    fn new(
-        name: &str,
-        config: Config,
-        parts: Parts,
-        places: Vec<Place>,
-        previous: Option<&Arc<Pool>>,
-    ) -> Pool {
+    fn new(name: &str, config: Config, parts: Parts, previous: Option<&Arc<Pool>>) -> Pool {
         let name: Arc<str> = name.into();
         let Parts {
             rules,
             connector,
             checks,
             mut retry,
+            membership,
         } = parts;
         if let Some(previous) = previous {
             retry.adopt(&previous.retry);
         }
-        let before = previous.map(|pool| pool.members()).unwrap_or_default();
-        let before: HashMap<&SocketAddr, &Arc<Member>> = before
-            .iter()
-            .map(|member| (member.address(), member))
-            .collect();
-        let make = |place: Place| {
-            let before = before.get(&place.address);
-            let mut member = Member::new(place, connector.clone());
-            if let Some(before) = before {
-                member.adopt(before);
-                // without probes nothing would ever bring it up again
-                if checks.is_some() {
-                    member.adopt_health(before);
-                }
-            }
-            backend_of(&Arc::new(member))
-        };
-        let members: BTreeSet<Backend> = places.into_iter().map(make).collect();
+        let membership = Arc::new(membership);
         let roster = Arc::new(Roster::new(rules, previous.map(|pool| &*pool.roster)));
-        Pool {
+        let pool = Pool {
             connector,
-            backends: load_balancer(&name, checks, members, &roster),
+            backends: load_balancer(&name, checks, &membership, &roster),
             name,
             config,
             roster,
             retry,
-        }
+            membership,
+            changing: Mutex::new(()),
+        };
+        pool.follow_membership();
+        pool
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -404,21 +399,70 @@ impl Pool {
 
     /// Starts the health checks, if the pool has any; the first round of probes at once. Needs a running tokio runtime.
     pub fn spawn_health(self: &Arc<Self>) -> Option<HealthTask> {
-        self.config.health.as_ref()?;
+        let interval = self.config.health.as_ref()?.interval.get();
         let pool = self.clone();
-        Some(HealthTask::spawn(move |stopped| async move {
-            pool.backends.run(stopped, None).await
+        // Not `LoadBalancer::run`, which begins with an update: that must not overlap with one that a name brings.
+        Some(HealthTask::spawn(async move {
+            let mut rounds = tokio::time::interval(interval);
+            rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                rounds.tick().await;
+                pool.backends.backends().run_health_check(true).await;
+            }
         }))
+    }
+
+    /// Starts to ask for the names among the backends, if there are any, each when its answer expires. Needs a running
+    /// tokio runtime.
+    pub fn spawn_names(self: &Arc<Self>) -> Option<NamesTask> {
+        NamesTask::spawn(self)
+    }
+
+    /// The backend at `index` is a name that stands for this from now on.
+    fn take_in(&self, index: usize, known: Known) {
+        let _changing = self.changing.lock();
+        self.membership.take_in(index, known);
+        self.follow_membership();
+    }
+
+    /// Makes the members known to Pingora, and by way of it to the roster.
+    fn follow_membership(&self) {
+        if let Err(error) = at_once(self.backends.update()) {
+            unreachable!("discovery does not fail: {error}");
+        }
+        // Pingora compares addresses and weights only: that a member has become a backup is no news to it, nor that
+        // there still are no members.
+        let members = self.membership.members();
+        let current = self.members();
+        if !current
+            .iter()
+            .map(Arc::as_ptr)
+            .eq(members.iter().map(Arc::as_ptr))
+        {
+            self.roster.set_members(members, Instant::now());
+        }
     }
 
     pub fn status(&self) -> PoolStatus {
         PoolStatus::of(self)
     }
 
-    /// Whether the members are at these places.
-    fn stands_for(&self, places: &[Place]) -> bool {
-        let members = self.members();
-        members.iter().map(|member| member.place()).eq(places)
+    /// Whether it is what these backends make up. What names stand for is for the pool itself to follow, except for those
+    /// that were asked for only now, and for those that it has not found so far.
+    fn stands_for(&self, backends: &[Backend], answers: &[Option<Known>], names: &Names) -> bool {
+        let mut by_name = backends.iter().filter(|backend| backend.query().is_some());
+        let mut each = backends.iter().zip(answers).enumerate();
+        *self.membership.backends() == *backends
+            && (by_name.next().is_none() || self.membership.resolver() == names.resolver())
+            && each.all(
+                |(index, (backend, new))| match (self.membership.answer(index), new) {
+                    (_, None) => true,
+                    (None, Some(_)) => false,
+                    (Some(own), Some(new)) => {
+                        backend.refresh != Refresh::Once || own.answer.targets == new.answer.targets
+                    }
+                },
+            )
     }
 }
 
@@ -434,19 +478,14 @@ impl fmt::Debug for Pool {
 fn load_balancer(
     name: &Arc<str>,
     checks: Option<Checks>,
-    members: BTreeSet<Backend>,
+    membership: &Arc<Membership>,
     roster: &Arc<Roster>,
 ) -> LoadBalancer<Selection> {
-    let backends = Backends::new(Static::new(members));
+    let backends = Backends::new(Box::new(Discovery(membership.clone())));
     let mut balancing = LoadBalancer::from_backends_with_config(backends, Some(roster.clone()));
-    balancing.parallel_health_check = true;
-    balancing.health_check_frequency = checks.as_ref().map(|checks| checks.interval);
     let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
     if let Some(checker) = checker {
         balancing.set_health_check(Box::new(checker));
-    }
-    if let Err(error) = at_once(balancing.update()) {
-        unreachable!("static discovery does not fail: {error}");
     }
     balancing
 }
@@ -456,7 +495,7 @@ fn at_once<F: Future>(future: F) -> F::Output {
     let mut context = Context::from_waker(Waker::noop());
     match pin!(future).poll(&mut context) {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("static discovery does not wait"),
+        Poll::Pending => unreachable!("discovery does not wait"),
     }
 }
 

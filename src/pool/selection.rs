@@ -27,13 +27,16 @@ impl BackendSelection for Selection {
         Selection::build_with_config(backends, &roster)
     }
 
-    /// Called by Pingora for each change of membership.
+    /// Called by Pingora for each change of membership, and once before it knows of any member.
     fn build_with_config(backends: &BTreeSet<Backend>, roster: &Self::Config) -> Selection {
         let mut members: Vec<Arc<Member>> = backends.iter().filter_map(member_of).collect();
         // The set is ordered by address; turns go by the order in the file.
         members.sort_by_key(|member| member.place().position);
-        // Pingora brings no time along.
-        roster.set_members(members.into(), Instant::now());
+        // A roster that goes on from an earlier one would forget it over a moment without members.
+        if !members.is_empty() {
+            // Pingora brings no time along.
+            roster.set_members(members.into(), Instant::now());
+        }
         Selection {
             backends: backends.iter().cloned().collect(),
             roster: roster.clone(),

@@ -19,7 +19,8 @@ fn compile(yaml: &str, previous: Option<&Arc<Pool>>) -> (Option<Arc<Pool>>, Vec<
     let sources = Sources::default();
     let mut issues = Issues::default();
     let at = At::Root.key("app");
-    let pool = config.compile("app", previous, &at, &sources, &mut issues);
+    let names = look_up(&config, previous);
+    let pool = config.compile("app", previous, &names, &at, &sources, &mut issues);
     let errors = issues.has_errors();
     assert!(pool.is_some() || errors, "no pool, but no error either");
     let issues = issues.0.iter().map(|issue| {
@@ -30,6 +31,13 @@ fn compile(yaml: &str, previous: Option<&Arc<Pool>>) -> (Option<Arc<Pool>>, Vec<
         format!("{severity}: {}: {}", issue.path, issue.message)
     });
     (pool.filter(|_| !errors), issues.collect())
+}
+
+/// Asks for the names of a pool, of which the tests know only such that no name server is asked for.
+fn look_up(config: &Config, previous: Option<&Arc<Pool>>) -> Names {
+    let resolver = resolver::Config::default();
+    let resolver = resolver.compile(&At::Root.key("resolver"), &mut Issues::default());
+    Names::look_up(resolver, [config], previous)
 }
 
 fn pool(yaml: &str) -> Arc<Pool> {
@@ -719,19 +727,196 @@ fn members_that_stay_keep_their_state_and_counters() {
     assert_eq!(unchecked.status().members[0].failures, 1);
 }
 
-#[test]
-fn a_name_that_stops_resolving_keeps_its_addresses() {
-    let before = pool("backends: ['127.0.0.2:80']");
-    let mut place = before.members()[0].place().clone();
-    place.authority = "no-such-name.invalid:80".into();
-    let member = Arc::new(Member::new(place, Connector::plain()));
-    before.roster.set_members([member].into(), Instant::now());
+/// What `targets` say that a name stands for: address, weight and whether others go before.
+fn answer(targets: &[(&str, u32, bool)]) -> Known {
+    let target = |(address, weight, spare): &(&str, u32, bool)| resolver::Target {
+        address: address.parse().unwrap(),
+        authority: "app:80".into(),
+        service: Some(resolver::Service {
+            weight: *weight,
+            spare: *spare,
+        }),
+    };
+    Known {
+        answer: resolver::Answer {
+            targets: targets.iter().map(target).collect(),
+            ttl: Duration::from_secs(1),
+            unknown: Vec::new(),
+        },
+        at: Instant::now(),
+    }
+}
 
-    let yaml = "backends: ['no-such-name.invalid:80']";
-    let (after, issues) = compile(yaml, Some(&before));
+/// A pool of one address and of a name that does not resolve.
+const WITH_NAME: &str = "backends: ['127.0.0.9:80', { srv: app.invalid }]";
+
+fn with_name() -> Arc<Pool> {
+    let (pool, issues) = compile(WITH_NAME, None);
+    assert_eq!(
+        issues,
+        ["warning: app.backends[1].srv: `app.invalid` does not resolve: there is no such name"]
+    );
+    pool.expect("a warning is no error")
+}
+
+#[test]
+fn members_follow_what_a_name_stands_for() {
+    let pool = with_name();
+    assert_eq!(walk(&pool), ["127.0.0.9:80"]);
+    pool.take_in(
+        1,
+        answer(&[("127.0.0.1:80", 1, false), ("127.0.0.2:80", 1, false)]),
+    );
+    assert_eq!(
+        walk(&pool),
+        ["127.0.0.1:80", "127.0.0.2:80", "127.0.0.9:80"]
+    );
+    let stays = pool.members()[1].clone();
+    let leaves = pool.members()[2].clone();
+    let request = leaves.begin().expect("there is room");
+
+    pool.take_in(
+        1,
+        answer(&[("127.0.0.1:80", 1, false), ("127.0.0.3:80", 1, false)]),
+    );
+    assert_eq!(
+        walk(&pool),
+        ["127.0.0.1:80", "127.0.0.3:80", "127.0.0.9:80"]
+    );
+    assert!(Arc::ptr_eq(&stays, &pool.members()[1]));
+    assert_eq!(leaves.load().in_flight(), 1);
+    drop(request);
+}
+
+#[test]
+fn a_server_stays_the_same_when_its_records_change() {
+    let pool = with_name();
+    pool.take_in(
+        1,
+        answer(&[("127.0.0.1:80", 1, false), ("127.0.0.2:80", 1, true)]),
+    );
+    let request = pool.members()[1].begin().expect("there is room");
+    let states = |pool: &Pool| {
+        let members = pool.members();
+        let state = |m: &Arc<Member>| (m.weight(), m.place().backup, m.load().in_flight());
+        members[1..].iter().map(state).collect::<Vec<_>>()
+    };
+    assert_eq!(states(&pool), [(1, false, 1), (1, true, 0)]);
+    // a weight is news to Pingora, too; a tier is not
+    pool.take_in(
+        1,
+        answer(&[("127.0.0.1:80", 3, false), ("127.0.0.2:80", 1, true)]),
+    );
+    assert_eq!(states(&pool), [(3, false, 1), (1, true, 0)]);
+    pool.take_in(
+        1,
+        answer(&[("127.0.0.1:80", 3, true), ("127.0.0.2:80", 1, false)]),
+    );
+    assert_eq!(states(&pool), [(3, true, 1), (1, false, 0)]);
+    drop(request);
+    assert_eq!(states(&pool), [(3, true, 0), (1, false, 0)]);
+}
+
+#[test]
+fn members_that_join_a_running_pool_start_slowly() {
+    let slow = |backends: &str| format!("{{ backends: {backends}, slow_start: 1h }}");
+    let shares = |pool: &Pool| {
+        let ports = (0..11).map(|_| match pool.pick(&choice(), &mut Tried::default()) {
+            Pick::Member(member) => member.address().as_inet().unwrap().ip(),
+            nobody => panic!("{nobody:?}"),
+        });
+        let new: std::net::IpAddr = "127.0.0.2".parse().unwrap();
+        ports.filter(|ip| *ip == new).count()
+    };
+    // by a reload
+    let before = pool(&slow("['127.0.0.1:80']"));
+    let after = reload(&slow("['127.0.0.1:80', '127.0.0.2:80']"), Some(&before));
+    assert_eq!(shares(&after), 1);
+    // by a name
+    let (pool, _) = compile(&slow("['127.0.0.1:80', { srv: app.invalid }]"), None);
+    let pool = pool.unwrap();
+    pool.take_in(1, answer(&[("127.0.0.2:80", 1, false)]));
+    assert_eq!(shares(&pool), 1);
+}
+
+#[test]
+fn a_pool_whose_names_are_all_unknown_has_no_members_of_an_earlier_one() {
+    let before = pool("backends: ['127.0.0.1:80']");
+    let (after, _) = compile("backends: ['app.invalid:80']", Some(&before));
+    assert!(after.unwrap().members().is_empty());
+}
+
+#[test]
+fn an_address_that_is_written_and_stands_for_a_name_is_one_member() {
+    let pool = with_name();
+    pool.take_in(1, answer(&[("127.0.0.9:80", 5, false)]));
+    assert_eq!(pool.members().len(), 1);
+    assert_eq!(pool.members()[0].weight(), 1);
+}
+
+#[test]
+fn a_backup_of_records_has_no_further_backups() {
+    let (pool, _) = compile("backends: [{ srv: app.invalid, backup: true }]", None);
+    let pool = pool.unwrap();
+    pool.take_in(
+        0,
+        answer(&[("127.0.0.1:80", 1, false), ("127.0.0.2:80", 1, true)]),
+    );
+    assert_eq!(walk(&pool), ["127.0.0.1:80"]);
+    assert!(pool.members()[0].place().backup);
+}
+
+#[test]
+fn a_reload_goes_on_with_the_addresses_that_names_had() {
+    let before = with_name();
+    before.take_in(1, answer(&[("127.0.0.1:80", 1, false)]));
+    // what is written is compared, not what it stands for
+    assert!(Arc::ptr_eq(&before, &reload(WITH_NAME, Some(&before))));
+
+    let config = before.config().clone();
+    let names = look_up(&config, Some(&before));
+    let (first, second) = (
+        answer(&[("127.0.0.1:80", 1, false)]),
+        answer(&[("127.0.0.2:80", 1, false)]),
+    );
+    let stands_for = |pool: &Pool, new: Option<Known>| {
+        pool.stands_for(before.membership.backends(), &[None, new], &names)
+    };
+    for new in [None, Some(first.clone()), Some(second)] {
+        assert!(stands_for(&before, new));
+    }
+    assert!(!stands_for(&with_name(), Some(first)), "this is news to it");
+
+    let after = reload(&WITH_NAME.replace("0.9:80", "0.8:80"), Some(&before));
+    assert_eq!(walk(&after), ["127.0.0.1:80", "127.0.0.8:80"]);
+
+    // this one is asked for while loading, and keeps what it had when nobody knows
+    let once = WITH_NAME.replace("app.invalid", "app.invalid, resolve: once");
+    let (once, issues) = compile(&once, Some(&before));
     assert_eq!(issues.len(), 1, "{issues:?}");
-    let after = after.expect("a warning is no error");
-    assert_eq!(walk(&after), ["127.0.0.2:80"]);
+    assert_eq!(walk(&once.unwrap()), ["127.0.0.1:80", "127.0.0.9:80"]);
+}
+
+#[test]
+fn mistakes_in_names_are_reported() {
+    let yaml = "backends: [
+        { srv: 'app:80' }, { addr: 'app:1', srv: app }, { weight: 1 }, { srv: app, weight: 2 },
+        { addr: '127.0.0.1:1', resolve: ttl }, { addr: 'app.invalid:1', resolve: 100ms },
+        { addr: 'app.invalid:2' }, { addr: 'app.invalid:2', resolve: once } ]";
+    let errors = issues(yaml).into_iter();
+    let errors: Vec<String> = errors.filter(|issue| issue.starts_with("error")).collect();
+    assert_eq!(
+        errors,
+        [
+            "error: app.backends[0].srv: `app:80` cannot be the name of SRV records",
+            "error: app.backends[1].srv: `addr` and `srv` are both given",
+            "error: app.backends[2]: neither `addr` nor `srv` says where it is",
+            "error: app.backends[3].weight: `weight` and `srv` are both given",
+            "error: app.backends[4].resolve: `127.0.0.1:1` is no name that could be resolved",
+            "error: app.backends[5].resolve: `resolve` must be at least 1s",
+            "error: app.backends[7].addr: `app.invalid:2` is listed twice",
+        ]
+    );
 }
 
 #[test]

@@ -64,7 +64,13 @@ impl Changes {
                 $(if old.$key != new.$key { changes.push(Kind::Changed, stringify!($key)); })*
             };
         }
-        compare!(defaults, trusted_proxies, log, grace_period_seconds);
+        compare!(
+            resolver,
+            defaults,
+            trusted_proxies,
+            log,
+            grace_period_seconds
+        );
         changes
     }
 
@@ -136,8 +142,8 @@ impl Changes {
             &format!("{what}.backends"),
             &old.backends,
             &new.backends,
-            |a, b| a.addr == b.addr,
-            |backend| backend.addr.clone(),
+            |a, b| a.written() == b.written(),
+            |backend| backend.written().to_owned(),
         );
     }
 
@@ -298,7 +304,13 @@ sites:
     #[test]
     fn every_key_is_compared_or_refused() {
         const SECTIONS: [&str; 4] = ["pools", "listeners", "sites", "static"];
-        const SETTINGS: [&str; 4] = ["defaults", "trusted_proxies", "log", "grace_period_seconds"];
+        const SETTINGS: [&str; 5] = [
+            "resolver",
+            "defaults",
+            "trusted_proxies",
+            "log",
+            "grace_period_seconds",
+        ];
         const OF_THE_START: [&str; 13] = [
             "admin",
             "daemon",

@@ -12,6 +12,7 @@ use crate::handler::proxy;
 use crate::http::version::Protocols;
 use crate::issue::{At, Issues, Sources};
 use crate::net::{Bind, Listener, Listeners};
+use crate::pool::{Names, Pool};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
 use crate::value::{OneOrMany, OrOff};
@@ -154,14 +155,18 @@ fn pools(
     config: &Config,
     previous: Option<&Snapshot>,
     b: &mut Build<'_>,
-) -> BTreeMap<String, Arc<crate::pool::Pool>> {
+) -> BTreeMap<String, Arc<Pool>> {
+    let at = At::Root.key("resolver");
+    let resolver = config.resolver.compile(&at, &mut b.issues);
+    let running = previous.iter().flat_map(|previous| previous.pools.values());
+    let names = Names::look_up(resolver, config.pools.values(), running);
     let at = At::Root.key("pools");
     let mut pools = BTreeMap::new();
     for (name, pool) in &config.pools {
         let before = previous.and_then(|previous| previous.pools.get(name));
         let at = at.key(name);
         let hash = proxy::hash(&pool.balance, &at, b);
-        let pool = pool.compile(name, before, &at, b.sources, &mut b.issues);
+        let pool = pool.compile(name, before, &names, &at, b.sources, &mut b.issues);
         if let (Some(pool), Some(_)) = (pool, hash) {
             pools.insert(name.clone(), pool);
         }

@@ -3,26 +3,37 @@
 use std::sync::Arc;
 
 use super::Snapshot;
-use crate::pool::{HealthTask, Pool};
+use crate::pool::{HealthTask, NamesTask, Pool};
 
-/// The health checks that run now; dropping one ends it.
+/// What runs for the pools now; dropping it ends it.
 #[derive(Default)]
 pub struct Tasks {
-    health: Vec<(Arc<Pool>, Option<HealthTask>)>,
+    pools: Vec<PoolTasks>,
+}
+
+/// What one pool needs.
+struct PoolTasks {
+    pool: Arc<Pool>,
+    _health: Option<HealthTask>,
+    _names: Option<NamesTask>,
 }
 
 impl Tasks {
     /// Must be called within a runtime, which the tasks then live in.
     pub fn follow(&mut self, snapshot: &Snapshot) {
         let runs = |pool: &Arc<Pool>| snapshot.pools.values().any(|live| Arc::ptr_eq(live, pool));
-        self.health.retain(|(pool, _)| runs(pool));
+        self.pools.retain(|tasks| runs(&tasks.pool));
         for pool in snapshot.pools.values() {
             if !self
-                .health
+                .pools
                 .iter()
-                .any(|(known, _)| Arc::ptr_eq(known, pool))
+                .any(|known| Arc::ptr_eq(&known.pool, pool))
             {
-                self.health.push((pool.clone(), pool.spawn_health()));
+                self.pools.push(PoolTasks {
+                    pool: pool.clone(),
+                    _health: pool.spawn_health(),
+                    _names: pool.spawn_names(),
+                });
             }
         }
     }

@@ -133,6 +133,12 @@ impl Origin {
         )
     }
 
+    /// An origin on a port that is reserved already, at an address of its own such as 127.0.0.2.
+    pub fn start_at(ip: &str, port: u16, behaviour: Behaviour) -> Origin {
+        let address = SocketAddr::new(ip.parse().expect("an IP address"), port);
+        Origin::listen(Address::Tcp(address), behaviour, None)
+    }
+
     pub fn start_on_unix_socket(path: &Path, behaviour: Behaviour) -> Origin {
         Origin::listen(Address::Unix(path.to_owned()), behaviour, None)
     }
