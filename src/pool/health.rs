@@ -28,8 +28,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::reason;
 use super::roster::Roster;
 use super::selection::member_of;
+use super::status::State;
 use super::{Expect, Member};
 use crate::issue::{At, Issues};
 use crate::value::{OneOrMany, Span};
@@ -207,7 +209,7 @@ impl Probe {
     async fn run(&self, member: &Member) -> Result<(), String> {
         let stream = connect(member.address())
             .await
-            .map_err(|error| plain(&error))?;
+            .map_err(|error| reason::of_io(&error))?;
         let Probe::Http {
             request,
             host,
@@ -225,15 +227,17 @@ impl Probe {
             .and_then(|()| request.insert_header(USER_AGENT, "weir (health check)"))
             // each probe also checks that new connections are taken
             .and_then(|()| request.insert_header(CONNECTION, "close"))
-            .map_err(|error| explain(&error))?;
+            .map_err(|error| reason::of_error(&error))?;
         let mut session = HttpSession::new(Box::new(stream));
         let status = ask(&mut session, request)
             .await
-            .map_err(|error| explain(&error))?;
+            .map_err(|error| reason::of_error(&error))?;
         if !expect.iter().any(|range| range.contains(status)) {
             return Err(format!("status {status}, expected {}", Expected(expect)));
         }
-        drain(&mut session).await.map_err(|error| explain(&error))
+        drain(&mut session)
+            .await
+            .map_err(|error| reason::of_error(&error))
     }
 }
 
@@ -264,29 +268,6 @@ async fn ask(session: &mut HttpSession, request: Box<RequestHeader>) -> pingora:
 async fn drain(session: &mut HttpSession) -> pingora::Result<()> {
     while session.read_body_bytes().await?.is_some() {}
     Ok(())
-}
-
-/// What went wrong, in few words.
-fn explain(error: &Error) -> String {
-    match error.etype() {
-        ErrorType::ConnectionClosed => "connection closed before the end of the answer".to_owned(),
-        ErrorType::InvalidHTTPHeader => "the answer is not HTTP".to_owned(),
-        _ => match error.root_cause().downcast_ref::<io::Error>() {
-            Some(error) => plain(error),
-            None => error.to_string().trim().to_owned(),
-        },
-    }
-}
-
-/// `connection refused` of `Connection refused (os error 111)`.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut characters = text.chars();
-    match characters.next() {
-        Some(first) => first.to_lowercase().chain(characters).collect(),
-        None => String::new(),
-    }
 }
 
 struct Expected<'a>(&'a [Expect]);
@@ -334,6 +315,8 @@ impl Checker {
         let result = result.map_err(Arc::from);
         let (rise, fall) = (self.checks.rise, self.checks.fall);
         if let Some(probes) = member.health().observe(result, rise, fall, wall) {
+            // what requests made of it lies before that
+            member.breaker().close(wall);
             self.roster.refresh(now);
             let (level, text) = self.news(member, probes);
             log::log!(target: "weir::health", level, "{text}");
@@ -343,7 +326,7 @@ impl Checker {
     /// What an operator is told when a member has gone up or down by so many probes.
     fn news(&self, member: &Member, probes: u32) -> (log::Level, String) {
         let members = self.roster.members();
-        let up = members.iter().filter(|m| m.absence().is_none()).count();
+        let up = members.iter().filter(|m| State::of(m) == State::Up).count();
         let (level, state) = if member.health().is_up() {
             (
                 log::Level::Info,
@@ -496,14 +479,5 @@ mod tests {
     #[test]
     fn one_probe_is_singular() {
         assert_eq!(counted(1, "failed"), "1 failed probe");
-    }
-
-    #[test]
-    fn system_errors_are_told_in_lower_case_without_numbers() {
-        assert_eq!(
-            plain(&io::Error::from_raw_os_error(111)),
-            "connection refused"
-        );
-        assert_eq!(plain(&io::Error::other("")), "");
     }
 }

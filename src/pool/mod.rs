@@ -24,7 +24,9 @@ pub mod expect;
 pub mod health;
 pub mod latency;
 pub mod member;
+pub mod passive;
 pub mod queue;
+mod reason;
 pub mod retry;
 pub mod roster;
 mod selection;
@@ -53,6 +55,7 @@ use crate::value::{OrOff, Short, Span};
 use backend::Address;
 use balance::Balance;
 use health::{Checker, Checks};
+use passive::Passive;
 use retry::Retry;
 use roster::{Roster, Rules};
 use selection::{Selection, backend_of};
@@ -60,6 +63,7 @@ use selection::{Selection, backend_of};
 pub use expect::Expect;
 pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
+pub use passive::Blame;
 pub use retry::Fault;
 pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
@@ -75,15 +79,18 @@ pub struct Config {
     pub balance: Balance,
     /// The servers: an address each, or a map of `addr` and `weight`. nginx: `server`.
     pub backends: Vec<Short<backend::Config>>,
-    /// Active health checks. Absent: none, and every member always counts as up.
+    /// Active health checks. Absent: none, and no member is ever down.
     pub health: Option<health::Config>,
+    /// When a member at which requests fail gets none for a while; `off`: never. Default: 3 failures in 10s, for 10s.
+    #[serde(default = "passive::default")]
+    pub passive: OrOff<passive::Config>,
     /// How long to wait for a member.
     #[serde(default)]
     pub timeouts: Timeouts,
     /// When a request that failed at one member goes to another; `off`: never. Default: after a connection that could not
     /// be made, broke or fell silent before the answer, each member once. nginx: `proxy_next_upstream`.
     pub retry: Option<OrOff<retry::Config>>,
-    /// How long a member takes to get its full share, in ten equal steps, after it was down or draining or newly joined a
+    /// How long a member takes to get its full share, in ten equal steps, after it was down, ejected or draining or newly joined a
     /// pool that runs: it may have to warm up. Absent: no time. nginx: `slow_start`.
     pub slow_start: Option<Span>,
     /// Sends a client to the member that it was sent to before. Absent: each request is balanced.
@@ -140,9 +147,13 @@ impl Config {
             Some(OrOff::Off) => Some(Retry::off()),
             None => retry::Config::default().compile(&at.key("retry"), issues),
         };
+        let passive = match &self.passive {
+            OrOff::On(passive) => passive.compile(&at.key("passive"), issues).map(Some),
+            OrOff::Off => Some(None),
+        };
         let places = self.places(previous, &at.key("backends"), sources, issues);
         let rules = self.rules(name, previous, at, issues);
-        let (options, checks, retry) = (options?, checks?, retry?);
+        let (options, checks, passive, retry) = (options?, checks?, passive?, retry?);
         let (places, rules) = (places?, rules?);
         match previous {
             Some(previous) if previous.config == *self && previous.stands_for(&places) => {
@@ -153,6 +164,7 @@ impl Config {
                     rules,
                     options,
                     checks,
+                    passive,
                     retry,
                 };
                 let pool = Pool::new(name, self.clone(), parts, places, previous);
@@ -333,6 +345,7 @@ struct Parts {
     rules: Rules,
     options: PeerOptions,
     checks: Option<Checks>,
+    passive: Option<passive::Rules>,
     retry: Retry,
 }
 
@@ -349,6 +362,7 @@ impl Pool {
             rules,
             options,
             checks,
+            passive,
             mut retry,
         } = parts;
         if let Some(previous) = previous {
@@ -360,6 +374,8 @@ impl Pool {
             .map(|member| (member.address(), member))
             .collect();
         let group_key = config.timeouts.group_key();
+        let roster = Arc::new(Roster::new(rules, previous.map(|pool| &*pool.roster)));
+        let passive = passive.map(|rules| Arc::new(Passive::new(name.clone(), rules, &roster)));
         let make = |place: Place| {
             let before = before.get(&place.address);
             let mut member = Member::new(place, options.clone(), group_key);
@@ -369,11 +385,16 @@ impl Pool {
                 if checks.is_some() {
                     member.adopt_health(before);
                 }
+                if passive.is_some() {
+                    member.adopt_breaker(before);
+                }
+            }
+            if let Some(passive) = &passive {
+                member.watch(passive.clone());
             }
             backend_of(&Arc::new(member))
         };
         let members: BTreeSet<Backend> = places.into_iter().map(make).collect();
-        let roster = Arc::new(Roster::new(rules, previous.map(|pool| &*pool.roster)));
         Pool {
             backends: load_balancer(&name, checks, members, &roster),
             name,

@@ -257,6 +257,7 @@ fn all_mistakes_are_reported_in_one_run() {
     let yaml = "
         backends: ['127.0.0.1', '127.0.0.1:1', '127.0.0.1:1', { addr: 'app:0', weight: 0 }, { addr: '[::1]:1', weight: 1001 }]
         health: { interval: 0s, timeout: 0s }
+        passive: { fail_timeout: 0s }
         timeouts: { connect: 0s }";
     assert_eq!(
         issues(yaml),
@@ -265,6 +266,7 @@ fn all_mistakes_are_reported_in_one_run() {
             "error: app.health.interval: `interval` must be longer than zero",
             "error: app.health.timeout: `timeout` must be longer than zero",
             "error: app.health: neither `http` nor `tcp` says what to check",
+            "error: app.passive.fail_timeout: `fail_timeout` must be longer than zero",
             "error: app.backends[0].addr: `127.0.0.1` has no port",
             "error: app.backends[2].addr: `127.0.0.1:1` is listed twice",
             "error: app.backends[3].addr: `0` is not a port",
@@ -315,13 +317,14 @@ fn mistakes_in_health_are_reported() {
 
 #[test]
 fn what_does_not_exist_yet_is_refused() {
-    for key in ["passive", "protocol", "tls", "proxy_protocol", "keepalive"] {
+    for key in ["protocol", "tls", "proxy_protocol", "keepalive"] {
         let message = refused(&format!("{{ backends: ['app:1'], {key}: 1 }}"));
         assert!(
             message.contains(&format!("unknown field `{key}`")),
             "{message}"
         );
     }
+    refused("{ backends: ['app:1'], passive: { max_fails: 0 } }");
     refused("{ backends: ['app:1'], health: { tcp: {}, rise: 0 } }");
     refused("{ backends: ['app:1'], health: { tcp: { port: 1 } } }");
     refused("{ backends: ['app:1'], health: { http: { expect: 99 } } }");
@@ -364,6 +367,7 @@ fn defaults_are_as_documented() {
     assert_eq!(peer.options.read_timeout, seconds(60));
     assert_eq!(peer.options.write_timeout, seconds(60));
     assert_eq!(peer.options.idle_timeout, seconds(60));
+    assert_eq!(pool.config().passive, passive::default());
     let health = pool.config().health.clone().unwrap();
     assert_eq!(health.interval.get(), Duration::from_secs(5));
     assert_eq!(health.timeout.get(), Duration::from_secs(1));
