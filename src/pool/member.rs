@@ -134,6 +134,13 @@ impl Member {
         self.health = previous.health.copy();
     }
 
+    /// Is down until its first probe, which decides alone; unless it was probed already.
+    pub fn await_probe(&mut self) {
+        if !self.health.is_known() {
+            self.health = Health::unknown();
+        }
+    }
+
     /// From now on what comes of requests decides whether it gets more of them.
     pub fn watch(&mut self, passive: Arc<Passive>) {
         self.passive = Some(passive);
@@ -391,8 +398,25 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Down, until the first probe.
+    fn unknown() -> Health {
+        let record = Record {
+            reason: Some("not probed yet".into()),
+            ..Record::default()
+        };
+        Health {
+            up: AtomicBool::new(false),
+            record: Mutex::new(record),
+        }
+    }
+
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was ever probed.
+    pub fn is_known(&self) -> bool {
+        self.record.lock().probe.is_some()
     }
 
     pub fn record(&self) -> Record {
@@ -400,7 +424,8 @@ impl Health {
     }
 
     /// Takes in the result of a probe at `wall`. After `rise` passed ones in a row the member is up, after `fall` failed
-    /// ones down; answers how many it took when this one was the last that it needed.
+    /// ones down; the first probe of one that waits for it decides alone. Answers how many it took when this one was the
+    /// last that it needed.
     pub fn observe(
         &self,
         result: Result<(), Arc<str>>,
@@ -410,16 +435,17 @@ impl Health {
     ) -> Option<u32> {
         let mut record = self.record.lock();
         let (was_up, passed) = (self.is_up(), result.is_ok());
-        record.against = if passed == was_up {
-            0
-        } else {
-            record.against + 1
+        let is_first = !was_up && record.probe.is_none();
+        record.against = match passed == was_up {
+            true => u32::from(is_first),
+            false => record.against + 1,
         };
         record.probe = Some(Probe {
             at: wall,
             error: result.err(),
         });
-        let changed = passed != was_up && record.against >= if passed { rise } else { fall };
+        let needed = if passed { rise } else { fall };
+        let changed = is_first || passed != was_up && record.against >= needed;
         let probes = changed.then(|| std::mem::take(&mut record.against));
         if changed {
             self.up.store(passed, Ordering::Relaxed);

@@ -49,12 +49,13 @@ use pingora_load_balancing::discovery::Static;
 use pingora_load_balancing::{Backend, Backends, LoadBalancer};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio::task::JoinSet;
 
 use crate::issue::{At, Issues, Sources};
 use crate::value::{OrOff, Short, Span};
 use backend::Address;
 use balance::Balance;
-use health::{Checker, Checks};
+use health::{Checker, Checks, Initial};
 use passive::Passive;
 use retry::Retry;
 use roster::{Roster, Rules};
@@ -336,6 +337,7 @@ pub struct Pool {
     /// What requests choose from.
     roster: Arc<Roster>,
     retry: Retry,
+    checker: Option<Checker>,
     /// Pingora's side of the pool: membership and health.
     backends: LoadBalancer<Selection>,
 }
@@ -376,6 +378,7 @@ impl Pool {
         let group_key = config.timeouts.group_key();
         let roster = Arc::new(Roster::new(rules, previous.map(|pool| &*pool.roster)));
         let passive = passive.map(|rules| Arc::new(Passive::new(name.clone(), rules, &roster)));
+        let waits = checks.as_ref().is_some_and(Checks::waits);
         let make = |place: Place| {
             let before = before.get(&place.address);
             let mut member = Member::new(place, options.clone(), group_key);
@@ -389,14 +392,19 @@ impl Pool {
                     member.adopt_breaker(before);
                 }
             }
+            if waits {
+                member.await_probe();
+            }
             if let Some(passive) = &passive {
                 member.watch(passive.clone());
             }
             backend_of(&Arc::new(member))
         };
         let members: BTreeSet<Backend> = places.into_iter().map(make).collect();
+        let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
         Pool {
-            backends: load_balancer(&name, checks, members, &roster),
+            backends: load_balancer(checker.clone(), members, &roster),
+            checker,
             name,
             config,
             roster,
@@ -463,6 +471,24 @@ impl Pool {
         true
     }
 
+    /// Whether there are members that get no requests before their first probe.
+    pub fn awaits_probes(&self) -> bool {
+        let waits = |health: &health::Config| health.initial == Initial::Wait;
+        let unknown = |member: &Arc<Member>| !member.health().is_known();
+        self.config.health.as_ref().is_some_and(waits) && self.members().iter().any(unknown)
+    }
+
+    /// Probes those members, all at once. It takes no longer than one probe may.
+    pub async fn first_probes(&self) {
+        let Some(checker) = &self.checker else { return };
+        let members = self.members();
+        let unknown = members.iter().filter(|member| !member.health().is_known());
+        let mut probes: JoinSet<()> = unknown
+            .map(|member| checker.clone().examine(member.clone()))
+            .collect();
+        while probes.join_next().await.is_some() {}
+    }
+
     /// Starts the health checks, if the pool has any; the first round of probes at once. Needs a running tokio runtime.
     pub fn spawn_health(self: &Arc<Self>) -> Option<HealthTask> {
         self.config.health.as_ref()?;
@@ -493,16 +519,14 @@ impl fmt::Debug for Pool {
 }
 
 fn load_balancer(
-    name: &Arc<str>,
-    checks: Option<Checks>,
+    checker: Option<Checker>,
     members: BTreeSet<Backend>,
     roster: &Arc<Roster>,
 ) -> LoadBalancer<Selection> {
     let backends = Backends::new(Static::new(members));
     let mut balancing = LoadBalancer::from_backends_with_config(backends, Some(roster.clone()));
     balancing.parallel_health_check = true;
-    balancing.health_check_frequency = checks.as_ref().map(|checks| checks.interval);
-    let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
+    balancing.health_check_frequency = checker.as_ref().map(Checker::interval);
     if let Some(checker) = checker {
         balancing.set_health_check(Box::new(checker));
     }

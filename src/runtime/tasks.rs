@@ -2,8 +2,27 @@
 
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
+
 use super::Snapshot;
 use crate::pool::{HealthTask, Pool};
+
+/// Probes the members that get no requests before their first probe, and comes back when all are known.
+pub async fn first_probes(snapshot: &Snapshot) {
+    let pools = snapshot.pools.values();
+    let mut probes: JoinSet<()> = pools
+        .filter(|pool| pool.awaits_probes())
+        .map(|pool| {
+            let pool = pool.clone();
+            async move { pool.first_probes().await }
+        })
+        .collect();
+    if probes.is_empty() {
+        return;
+    }
+    log::info!("waiting for the first probes of backends");
+    while probes.join_next().await.is_some() {}
+}
 
 /// The health checks that run now; dropping one ends it.
 #[derive(Default)]

@@ -19,6 +19,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod grpc;
 pub mod load;
 pub mod message;
 pub mod origin;
