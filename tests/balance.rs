@@ -62,7 +62,7 @@ fn member_that_refuses_is_passed_over() {
     let (mut a, b) = (Origin::fixed("a"), Origin::fixed("b"));
     let weir = Weir::with("a", &a)
         .with("b", &b)
-        .start_pool("{ backends: ['{a}', '{b}'] }");
+        .start_pool("{ backends: ['{a}', '{b}'], passive: off }");
     a.kill();
     assert_eq!(answers(&weir, 10), "b".repeat(10));
     a.revive();

@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::Weir;
+use serde_json::Value;
+
+use crate::harness::client::get;
+use crate::harness::grpc::{GrpcOrigin, Says};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually};
+use crate::harness::{Setup, Weir};
 
 const CHECKS: &str = "{ http: { path: /healthz }, interval: 50ms, timeout: 1s, rise: 2, fall: 2 }";
 
@@ -114,4 +118,118 @@ fn member_without_checks_is_never_asked_for_its_health() {
         weir.get("/");
     }
     assert_eq!((app.probes(), app.hits()), (0, 5));
+}
+
+/// A document with a pool `app` and, at `/status`, the status page.
+fn with_status(pool: &str) -> String {
+    format!(
+        "
+        listeners: {{ http: {{ bind: '127.0.0.1:{{http}}' }} }}
+        pools: {{ app: {pool} }}
+        sites:
+          main: {{ hosts: ['*'], routes: [{{ match: {{ path: /status }}, status: {{}} }}, {{ proxy: app }}] }}
+        "
+    )
+}
+
+/// What the status page says of the first member.
+fn member(weir: &Weir) -> Value {
+    let page: Value = serde_json::from_str(weir.get("/status").text()).expect("JSON");
+    page["pools"][0]["members"][0].clone()
+}
+
+#[test]
+fn grpc_service_is_asked_whether_it_is_serving() {
+    let app = GrpcOrigin::start(Says::Status(1));
+    let health =
+        "{ grpc: { service: shop.Cart, host: cart.internal }, interval: 20ms, rise: 1, fall: 1 }";
+    let weir = Setup::new().allow("is down").start(&with_status(&format!(
+        "{{ backends: ['{app}'], health: {health} }}"
+    )));
+    eventually(PATIENCE, || member(&weir)["probe"]["passed"] == true);
+    for (says, reason) in [
+        (Says::Status(2), "the service is not serving"),
+        (Says::Code(5), "the service is unknown (grpc-status 5)"),
+        (
+            Says::Code(12),
+            "there is no health service (grpc-status 12)",
+        ),
+    ] {
+        app.say(says);
+        eventually(PATIENCE, || member(&weir)["reason"] == reason);
+        let found = member(&weir);
+        assert_eq!(
+            (&found["state"], &found["up"]),
+            (&"down".into(), &false.into())
+        );
+        app.say(Says::Status(1));
+        eventually(PATIENCE, || member(&weir)["state"] == "up");
+    }
+    app.say(Says::Reset);
+    eventually(PATIENCE, || member(&weir)["state"] == "down");
+
+    let asked = &app.asked()[0];
+    assert_eq!(asked.path, "/grpc.health.v1.Health/Check");
+    assert_eq!(asked.authority, "cart.internal");
+    assert_eq!(asked.headers["content-type"], "application/grpc");
+    assert_eq!(asked.headers["te"], "trailers");
+    assert_eq!(asked.message, b"\0\0\0\0\x0b\x0a\x09shop.Cart");
+}
+
+#[test]
+fn backend_without_http2_fails_probes_by_grpc() {
+    let app = Origin::fixed("ok");
+    let health = "{ grpc: {}, interval: 20ms, timeout: 1s, rise: 1, fall: 1 }";
+    let weir = Setup::new().allow("is down").start(&with_status(&format!(
+        "{{ backends: ['{app}'], health: {health} }}"
+    )));
+    eventually(PATIENCE, || member(&weir)["state"] == "down");
+    let reason = member(&weir)["reason"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(!reason.is_empty() && !reason.contains("within"), "{reason}");
+}
+
+#[test]
+fn nobody_is_served_before_the_first_probes() {
+    let app = Origin::start(Behaviour::Held("ok".to_owned()));
+    let health = "{ http: { path: /probe }, interval: 1h, timeout: 10s, initial: wait }";
+    let weir = Weir::with("app", &app).with("health", health);
+    let weir = weir.start_pool("{ backends: ['{app}'], health: {health} }");
+    let mut connection = weir.connect();
+    let sent = connection.send_request(&get("/"));
+    sent.expect("the socket listens");
+    eventually(PATIENCE, || app.hits() == 1);
+    // the answers to the probe of the start, to that of the first round, and to the request
+    app.release(3);
+    let answer = connection.read().expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, "ok"));
+    assert_eq!(app.requests()[0].target(), "/probe");
+}
+
+#[test]
+fn member_that_fails_its_first_probe_never_gets_a_request() {
+    let (a, b) = (Origin::fixed("a"), Origin::fixed("b"));
+    a.set_healthy(false);
+    let checks = "{ http: { path: /healthz }, interval: 1h, initial: wait }";
+    let checked = with_status(&format!("{{ backends: ['{a}', '{b}'], health: {checks} }}"));
+    let unchecked = with_status(&format!("{{ backends: ['{a}', '{b}'] }}"));
+    let weir = Setup::new().start(&checked);
+    let bodies = || (0..6).map(|_| weir.get("/").text().to_owned());
+    assert!(bodies().all(|body| body == "b"));
+    assert_eq!(member(&weir)["reason"], "status 503, expected 200-299");
+    assert!(
+        weir.error_log()
+            .contains(&format!("{a} is down: status 503"))
+    );
+
+    // a pool without checks so far knows nothing of its members
+    weir.reload(&unchecked);
+    weir.reload(&checked);
+    assert!(bodies().all(|body| body == "b"));
+    a.set_healthy(true);
+    weir.reload(&unchecked);
+    weir.reload(&checked);
+    assert!(bodies().any(|body| body == "a"));
 }

@@ -20,6 +20,7 @@ mod files;
 mod health; // who may get one
 mod listeners; // addresses of all kinds
 mod names; // backends whose addresses name servers know
+mod passive; // who fails at requests gets none for a while
 mod policies; // headers, rewrite, request_id
 mod proxy; // what reaches the backend, what comes back
 mod queue; // requests that wait for room

@@ -11,7 +11,10 @@ use crate::harness::origin::{Behaviour, Origin};
 /// A pool of `bad` and `good` with `more` keys. Faults are errors of the backends, and may be called so in the log.
 fn start(bad: &Origin, good: &Origin, more: &str) -> Weir {
     let setup = Weir::with("bad", bad).with("good", good).allow("");
-    setup.start_pool(&format!("{{ backends: ['{{bad}}', '{{good}}'], {more} }}"))
+    // the bad one is to get its share to the end
+    setup.start_pool(&format!(
+        "{{ backends: ['{{bad}}', '{{good}}'], passive: off, {more} }}"
+    ))
 }
 
 /// The statuses of some requests, one after another, each on a connection of its own.

@@ -229,8 +229,13 @@ fn row(member: &MemberStatus, now: DateTime<Local>) -> [String; 9] {
     });
     // What took it down, where the last probe found something else.
     let reason = member.reason.as_deref();
-    let reason = reason.filter(|reason| member.state == State::Down && Some(*reason) != error);
-    let why = reason.map(|reason| format!("down: {reason}"));
+    let why = reason
+        .filter(|reason| Some(*reason) != error)
+        .and_then(|reason| match member.state {
+            State::Down => Some(format!("down: {reason}")),
+            State::Ejected => Some(format!("ejected: {reason}")),
+            _ => None,
+        });
     let last: Vec<String> = told.into_iter().chain(why).collect();
     [
         member.backend.clone(),
@@ -254,6 +259,7 @@ fn word(member: &MemberStatus) -> String {
         State::Down => "down",
         State::Draining => "draining",
         State::Drained => "drained",
+        State::Ejected => "ejected",
     };
     match member.backup {
         true => format!("{state} (backup)"),

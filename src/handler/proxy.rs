@@ -27,7 +27,7 @@ use crate::exchange::{Cx, Failure};
 use crate::http::{forwarded, hop};
 use crate::issue::At;
 use crate::pool::balance::{Balance, key_of};
-use crate::pool::{Choice, Ends, Fault, InFlight, Line, Needs, Pick, Pool, Tried};
+use crate::pool::{Blame, Choice, Ends, Fault, InFlight, Line, Needs, Pick, Pool, Tried};
 use crate::value::FromShort;
 
 /// Where to pass the request; `proxy: NAME` is short for `proxy: { pool: NAME }`. nginx: `proxy_pass`.
@@ -307,8 +307,9 @@ impl Attempts {
         }
         if let Some(this) = cx.tries.last_mut() {
             let latency = now - this.started;
-            if let Some(member) = &self.member {
+            if let Some(member) = &mut self.member {
                 member.answered(latency, now);
+                member.judge(status.as_u16(), now);
             }
             this.header = Some(latency);
             this.status = status.as_u16();
@@ -356,6 +357,7 @@ impl Attempts {
             e.set_retry(true);
             return e;
         }
+        self.blame(&e, now);
         self.failed(cx, failure_of(&e), now);
         // No byte of it was sent, so that it does not matter what the request is.
         let replay = Replay {
@@ -412,6 +414,11 @@ impl Attempts {
             return e;
         }
         let failure = failure_of(&e);
+        let answered = cx.tries.last().is_some_and(|this| this.header.is_some());
+        // a connection that was kept for too long says nothing of the member
+        if !reused || answered || failure == Failure::UpstreamTimeout {
+            self.blame(&e, now);
+        }
         self.failed(cx, failure, now);
         let again = match failure {
             Failure::UpstreamReset | Failure::UpstreamConnect => {
@@ -505,6 +512,15 @@ impl Attempts {
         this.response.get_or_insert(now - this.started);
         let (backend, pool) = (&this.backend, proxy.pool.name());
         log::info!("retry: {backend} of pool `{pool}`: {}", brief(e));
+    }
+
+    /// The error is the member's, unless it came about in here.
+    fn blame(&mut self, e: &Error, now: Instant) {
+        if let Some(member) = &mut self.member
+            && failure_of(e) != Failure::Internal
+        {
+            member.blame(Blame::Error(e), now);
+        }
     }
 
     /// The member did not answer.

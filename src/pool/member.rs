@@ -11,6 +11,7 @@ use pingora::upstreams::peer::HttpPeer;
 
 use super::backend;
 use super::latency::Latency;
+use super::passive::{Blame, Breaker, Passive};
 use super::peer::{Connector, Dialer, Line, Needs};
 use super::queue::Queue;
 use super::sticky::Badge;
@@ -38,6 +39,9 @@ pub struct Member {
     name: Arc<str>,
     dialer: Arc<Dialer>,
     health: Arc<Health>,
+    breaker: Breaker,
+    /// What judges the requests that it gets, if anything does.
+    passive: Option<Arc<Passive>>,
     kept: Arc<Kept>,
     post: OnceLock<Post>,
 }
@@ -87,6 +91,8 @@ pub enum Absence {
     Draining,
     /// Its weight is 0.
     Drained,
+    /// Requests failed there lately.
+    Ejected,
 }
 
 impl Member {
@@ -96,6 +102,8 @@ impl Member {
             dialer: Dialer::new(connector, place.address.clone(), &place.authority),
             place,
             health: Arc::default(),
+            breaker: Breaker::default(),
+            passive: None,
             kept: Arc::default(),
             post: OnceLock::new(),
         }
@@ -122,6 +130,24 @@ impl Member {
     pub fn replace(&mut self, previous: &Member) {
         self.kept = previous.kept.clone();
         self.health = previous.health.clone();
+        self.breaker = previous.breaker.copy();
+    }
+
+    /// Is down until its first probe, which decides alone; unless it was probed already.
+    pub fn await_probe(&mut self) {
+        if !self.health.is_known() {
+            self.health = Arc::new(Health::unknown());
+        }
+    }
+
+    /// From now on what comes of requests decides whether it gets more of them.
+    pub fn watch(&mut self, passive: Arc<Passive>) {
+        self.passive = Some(passive);
+    }
+
+    /// Is in or out as that member is, and goes its own way from there.
+    pub fn adopt_breaker(&mut self, previous: &Member) {
+        self.breaker = previous.breaker.copy();
     }
 
     pub fn place(&self) -> &Place {
@@ -159,6 +185,10 @@ impl Member {
         &self.health
     }
 
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
     pub fn load(&self) -> &Load {
         &self.kept.load
     }
@@ -180,6 +210,8 @@ impl Member {
             Some(Absence::Drained)
         } else if !self.health.is_up() {
             Some(Absence::Down)
+        } else if self.breaker.is_open() {
+            Some(Absence::Ejected)
         } else {
             None
         }
@@ -201,7 +233,8 @@ impl Member {
     pub fn has_room(&self) -> bool {
         // `SeqCst`: see `Queue`
         let in_flight = || self.load().in_flight.load(Ordering::SeqCst);
-        self.place.max_conns.is_none_or(|max| in_flight() < max)
+        let is_full = self.place.max_conns.is_some_and(|max| max <= in_flight());
+        !is_full && !self.breaker.is_on_trial()
     }
 
     /// Counts a request in, for as long as the returned value lives; `None` when it is full.
@@ -209,10 +242,14 @@ impl Member {
         let load = self.load();
         let before = load.in_flight.fetch_add(1, Ordering::Relaxed);
         // From here on it is counted out again, whatever happens.
-        let request = InFlight(self.clone());
+        let mut request = InFlight {
+            member: self.clone(),
+            is_trial: false,
+        };
         if self.place.max_conns.is_some_and(|max| max <= before) {
             return None;
         }
+        request.is_trial = self.breaker.begin()?;
         load.requests.fetch_add(1, Ordering::Relaxed);
         Some(request)
     }
@@ -267,19 +304,43 @@ impl Load {
 
 /// A request that a member is busy with.
 #[derive(Debug)]
-pub struct InFlight(Arc<Member>);
+pub struct InFlight {
+    member: Arc<Member>,
+    /// Whether the member is out, and what becomes of this request decides about that.
+    is_trial: bool,
+}
 
 impl InFlight {
     /// The member's answer began, so long after it was given the request.
     pub fn answered(&self, after: Duration, now: Instant) {
-        self.0.load().observe(after);
-        self.0.kept.latency.record(after, now);
+        self.load().observe(after);
+        self.kept.latency.record(after, now);
+    }
+
+    /// The answer that began has this status, which speaks for or against the member.
+    pub fn judge(&mut self, status: u16, now: Instant) {
+        let Some(passive) = &self.member.passive else {
+            return;
+        };
+        if passive.blames(status) {
+            self.blame(Blame::Status(status), now);
+        } else if std::mem::take(&mut self.is_trial) {
+            passive.passed(&self.member, now);
+        }
+    }
+
+    /// What became of the request speaks against the member.
+    pub fn blame(&mut self, blame: Blame<'_>, now: Instant) {
+        let is_trial = std::mem::take(&mut self.is_trial);
+        if let Some(passive) = &self.member.passive {
+            passive.failed(&self.member, is_trial, blame, now);
+        }
     }
 
     /// The member did not answer: no connection, or one that broke or fell silent.
     pub fn failed(&self, after: Duration, now: Instant) {
-        self.0.load().failures.fetch_add(1, Ordering::Relaxed);
-        self.0.kept.latency.record_failure(after, now);
+        self.load().failures.fetch_add(1, Ordering::Relaxed);
+        self.kept.latency.record_failure(after, now);
     }
 }
 
@@ -287,15 +348,18 @@ impl Deref for InFlight {
     type Target = Arc<Member>;
 
     fn deref(&self) -> &Arc<Member> {
-        &self.0
+        &self.member
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         // `SeqCst`: see `Queue`
-        self.0.load().in_flight.fetch_sub(1, Ordering::SeqCst);
-        if let Some(post) = self.0.post.get() {
+        self.load().in_flight.fetch_sub(1, Ordering::SeqCst);
+        if self.is_trial {
+            self.breaker.release();
+        }
+        if let Some(post) = self.post.get() {
             post.queue.has_room();
         }
     }
@@ -337,8 +401,25 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Down, until the first probe.
+    fn unknown() -> Health {
+        let record = Record {
+            reason: Some("not probed yet".into()),
+            ..Record::default()
+        };
+        Health {
+            up: AtomicBool::new(false),
+            record: Mutex::new(record),
+        }
+    }
+
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was ever probed.
+    pub fn is_known(&self) -> bool {
+        self.record.lock().probe.is_some()
     }
 
     pub fn record(&self) -> Record {
@@ -346,7 +427,8 @@ impl Health {
     }
 
     /// Takes in the result of a probe at `wall`. After `rise` passed ones in a row the member is up, after `fall` failed
-    /// ones down; answers how many it took when this one was the last that it needed.
+    /// ones down; the first probe of one that waits for it decides alone. Answers how many it took when this one was the
+    /// last that it needed.
     pub fn observe(
         &self,
         result: Result<(), Arc<str>>,
@@ -356,16 +438,17 @@ impl Health {
     ) -> Option<u32> {
         let mut record = self.record.lock();
         let (was_up, passed) = (self.is_up(), result.is_ok());
-        record.against = if passed == was_up {
-            0
-        } else {
-            record.against + 1
+        let is_first = !was_up && record.probe.is_none();
+        record.against = match passed == was_up {
+            true => u32::from(is_first),
+            false => record.against + 1,
         };
         record.probe = Some(Probe {
             at: wall,
             error: result.err(),
         });
-        let changed = passed != was_up && record.against >= if passed { rise } else { fall };
+        let needed = if passed { rise } else { fall };
+        let changed = is_first || passed != was_up && record.against >= needed;
         let probes = changed.then(|| std::mem::take(&mut record.against));
         if changed {
             self.up.store(passed, Ordering::Relaxed);

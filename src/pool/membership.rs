@@ -14,6 +14,7 @@ use pingora_load_balancing::discovery::ServiceDiscovery;
 
 use super::backend::{self, Address, Backend, Query};
 use super::names::Known;
+use super::passive::Passive;
 use super::peer::Connector;
 use super::resolver::Resolver;
 use super::selection::backend_of;
@@ -24,6 +25,8 @@ pub struct Membership {
     resolver: Resolver,
     /// What makes up the connections to each member.
     connector: Arc<Connector>,
+    /// What judges the requests that members get, if anything does.
+    passive: Option<Arc<Passive>>,
     current: Mutex<Current>,
 }
 
@@ -40,20 +43,36 @@ impl Membership {
         answers: Vec<Option<Known>>,
         resolver: Resolver,
         connector: Arc<Connector>,
+        passive: Option<Arc<Passive>>,
         adopt: impl Fn(&mut Member),
     ) -> Membership {
-        let make = |place| {
-            let mut member = Member::new(place, connector.clone());
-            adopt(&mut member);
-            Arc::new(member)
-        };
-        let members = places(&backends, &answers).into_iter().map(make).collect();
-        Membership {
+        let places = places(&backends, &answers);
+        let mut membership = Membership {
             backends: backends.into(),
             resolver,
             connector,
-            current: Mutex::new(Current { answers, members }),
+            passive,
+            current: Mutex::new(Current {
+                answers,
+                members: Arc::default(),
+            }),
+        };
+        let make = |place| {
+            let mut member = membership.make(place);
+            adopt(&mut member);
+            Arc::new(member)
+        };
+        let members = places.into_iter().map(make).collect();
+        membership.current.get_mut().members = members;
+        membership
+    }
+
+    fn make(&self, place: Place) -> Member {
+        let mut member = Member::new(place, self.connector.clone());
+        if let Some(passive) = &self.passive {
+            member.watch(passive.clone());
         }
+        member
     }
 
     pub fn backends(&self) -> &[Backend] {
@@ -96,7 +115,7 @@ impl Membership {
         let seat = |place: Place| match before.get(&place.address) {
             Some(member) if *member.place() == place => (*member).clone(),
             before => {
-                let mut member = Member::new(place, self.connector.clone());
+                let mut member = self.make(place);
                 if let Some(before) = before {
                     member.replace(before);
                 }

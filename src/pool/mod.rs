@@ -28,8 +28,10 @@ pub mod latency;
 pub mod member;
 mod membership;
 pub mod names;
+pub mod passive;
 pub mod peer;
 pub mod queue;
+mod reason;
 pub mod resolver;
 pub mod retry;
 pub mod roster;
@@ -50,16 +52,19 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora_load_balancing::{Backends, LoadBalancer};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::issue::{At, Issues, Sources};
 use crate::value::{OrOff, Short, Span};
 use backend::{Backend, Refresh};
 use balance::Balance;
-use health::{Checker, Checks};
+use health::{Checker, Checks, Initial};
 use membership::{Discovery, Membership};
 use names::Known;
+use passive::Passive;
 use peer::Connector;
+use resolver::Resolver;
 use retry::Retry;
 use roster::{Roster, Rules};
 use selection::Selection;
@@ -68,6 +73,7 @@ pub use expect::Expect;
 pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
 pub use names::{Names, NamesTask};
+pub use passive::Blame;
 pub use peer::{Ends, Line, Needs, Protocol, ProxyProtocol, Timeouts, TrueOr};
 pub use retry::Fault;
 pub use roster::{Choice, Pick};
@@ -84,8 +90,11 @@ pub struct Config {
     pub balance: Balance,
     /// The servers: an address each, or a map of `addr` and `weight`. nginx: `server`.
     pub backends: Vec<Short<backend::Config>>,
-    /// Active health checks. Absent: none, and every member always counts as up.
+    /// Active health checks. Absent: none, and no member is ever down.
     pub health: Option<health::Config>,
+    /// When a member at which requests fail gets none for a while; `off`: never. Default: 3 failures in 10s, for 10s.
+    #[serde(default = "passive::default")]
+    pub passive: OrOff<passive::Config>,
     /// How long to wait for a member.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -100,7 +109,7 @@ pub struct Config {
     /// When a request that failed at one member goes to another; `off`: never. Default: after a connection that could not
     /// be made, broke or fell silent before the answer, each member once. nginx: `proxy_next_upstream`.
     pub retry: Option<OrOff<retry::Config>>,
-    /// How long a member takes to get its full share, in ten equal steps, after it was down or draining or newly joined a
+    /// How long a member takes to get its full share, in ten equal steps, after it was down, ejected or draining or newly joined a
     /// pool that runs: it may have to warm up. Absent: no time. nginx: `slow_start`.
     pub slow_start: Option<Span>,
     /// Sends a client to the member that it was sent to before. Absent: each request is balanced.
@@ -131,9 +140,13 @@ impl Config {
             Some(OrOff::Off) => Some(Retry::off()),
             None => retry::Config::default().compile(&at.key("retry"), issues),
         };
+        let passive = match &self.passive {
+            OrOff::On(passive) => passive.compile(&at.key("passive"), issues).map(Some),
+            OrOff::Off => Some(None),
+        };
         let backends = self.compile_backends(&at.key("backends"), sources, issues);
         let rules = self.rules(name, previous, at, issues);
-        let (connector, checks, retry) = (connector?, checks?, retry?);
+        let (connector, checks, passive, retry) = (connector?, checks?, passive?, retry?);
         let (backends, rules) = (backends?, rules?);
         let answers = self.answers(&backends, names, &at.key("backends"), issues);
         match previous {
@@ -145,16 +158,15 @@ impl Config {
                 Some(previous.clone())
             }
             _ => {
-                let adopt = adopt(previous, checks.is_some());
-                let resolver = names.resolver().clone();
-                let membership =
-                    Membership::new(backends, answers, resolver, connector.clone(), adopt);
                 let parts = Parts {
                     rules,
                     connector,
                     checks,
+                    passive,
                     retry,
-                    membership,
+                    backends,
+                    answers,
+                    resolver: names.resolver().clone(),
                 };
                 let pool = Pool::new(name, self.clone(), parts, previous);
                 Some(Arc::new(pool))
@@ -262,12 +274,17 @@ impl Config {
 }
 
 /// What lets a member go on from where the one at its address was in `previous`.
-fn adopt(previous: Option<&Arc<Pool>>, has_checks: bool) -> impl Fn(&mut Member) {
+fn adopt(
+    previous: Option<&Arc<Pool>>,
+    checks: Option<&Checks>,
+    is_watched: bool,
+) -> impl Fn(&mut Member) + use<> {
     let before = previous.map(|pool| pool.members()).unwrap_or_default();
     let before: HashMap<SocketAddr, Arc<Member>> = before
         .iter()
         .map(|member| (member.address().clone(), member.clone()))
         .collect();
+    let (has_checks, waits) = (checks.is_some(), checks.is_some_and(Checks::waits));
     move |member| {
         if let Some(before) = before.get(member.address()) {
             member.adopt(before);
@@ -275,6 +292,12 @@ fn adopt(previous: Option<&Arc<Pool>>, has_checks: bool) -> impl Fn(&mut Member)
             if has_checks {
                 member.adopt_health(before);
             }
+            if is_watched {
+                member.adopt_breaker(before);
+            }
+        }
+        if waits {
+            member.await_probe();
         }
     }
 }
@@ -289,6 +312,7 @@ pub struct Pool {
     connector: Arc<Connector>,
     retry: Retry,
     membership: Arc<Membership>,
+    checker: Option<Checker>,
     /// Pingora's side of the pool: membership and health.
     backends: LoadBalancer<Selection>,
     /// Held while membership changes: Pingora takes one change at a time.
@@ -300,8 +324,12 @@ struct Parts {
     rules: Rules,
     connector: Arc<Connector>,
     checks: Option<Checks>,
+    passive: Option<passive::Rules>,
     retry: Retry,
-    membership: Membership,
+    backends: Vec<Backend>,
+    /// By backend.
+    answers: Vec<Option<Known>>,
+    resolver: Resolver,
 }
 
 impl Pool {
@@ -311,17 +339,32 @@ impl Pool {
             rules,
             connector,
             checks,
+            passive,
             mut retry,
-            membership,
+            backends,
+            answers,
+            resolver,
         } = parts;
         if let Some(previous) = previous {
             retry.adopt(&previous.retry);
         }
-        let membership = Arc::new(membership);
         let roster = Arc::new(Roster::new(rules, previous.map(|pool| &*pool.roster)));
+        let passive = passive.map(|rules| Arc::new(Passive::new(name.clone(), rules, &roster)));
+        let adopt = adopt(previous, checks.as_ref(), passive.is_some());
+        let membership = Membership::new(
+            backends,
+            answers,
+            resolver,
+            connector.clone(),
+            passive,
+            adopt,
+        );
+        let membership = Arc::new(membership);
+        let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
         let pool = Pool {
             connector,
-            backends: load_balancer(&name, checks, &membership, &roster),
+            backends: load_balancer(checker.clone(), &membership, &roster),
+            checker,
             name,
             config,
             roster,
@@ -395,6 +438,24 @@ impl Pool {
         member.set_draining(draining, SystemTime::now());
         self.roster.refresh(now);
         true
+    }
+
+    /// Whether there are members that get no requests before their first probe.
+    pub fn awaits_probes(&self) -> bool {
+        let waits = |health: &health::Config| health.initial == Initial::Wait;
+        let unknown = |member: &Arc<Member>| !member.health().is_known();
+        self.config.health.as_ref().is_some_and(waits) && self.members().iter().any(unknown)
+    }
+
+    /// Probes those members, all at once. It takes no longer than one probe may.
+    pub async fn first_probes(&self) {
+        let Some(checker) = &self.checker else { return };
+        let members = self.members();
+        let unknown = members.iter().filter(|member| !member.health().is_known());
+        let mut probes: JoinSet<()> = unknown
+            .map(|member| checker.clone().examine(member.clone()))
+            .collect();
+        while probes.join_next().await.is_some() {}
     }
 
     /// Starts the health checks, if the pool has any; the first round of probes at once. Needs a running tokio runtime.
@@ -476,14 +537,12 @@ impl fmt::Debug for Pool {
 }
 
 fn load_balancer(
-    name: &Arc<str>,
-    checks: Option<Checks>,
+    checker: Option<Checker>,
     membership: &Arc<Membership>,
     roster: &Arc<Roster>,
 ) -> LoadBalancer<Selection> {
     let backends = Backends::new(Box::new(Discovery(membership.clone())));
     let mut balancing = LoadBalancer::from_backends_with_config(backends, Some(roster.clone()));
-    let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
     if let Some(checker) = checker {
         balancing.set_health_check(Box::new(checker));
     }

@@ -30,7 +30,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::backend::{HEAVIEST, Query};
-use super::health::plain;
+use super::reason;
 use crate::issue::{At, Issues};
 use crate::value::{OneOrMany, Span, from_text};
 
@@ -566,7 +566,7 @@ impl From<NetError> for Failure {
             }
             NetError::Dns(DnsError::ResponseCode(code)) => *code,
             NetError::Timeout => return Failure::Silence("no answer".to_owned()),
-            NetError::Io(error) => return Failure::Silence(plain(error)),
+            NetError::Io(error) => return Failure::Silence(reason::of_io(error)),
             error => return Failure::Silence(error.to_string()),
         };
         let code = match code {

@@ -15,7 +15,7 @@ use super::balance::{Balance, Balancer};
 use super::member::{Kept, Post};
 use super::queue::{Limits, Queue};
 use super::sticky::{Sticky, Token};
-use super::{InFlight, Member, Tried};
+use super::{InFlight, Member, Tried, passive};
 
 /// How a pool gives its members requests.
 #[derive(Clone, Debug, Default)]
@@ -85,7 +85,7 @@ impl Roster {
     pub fn new(rules: Rules, previous: Option<&Roster>) -> Roster {
         let lineup = match previous {
             Some(previous) => previous.current.load_full(),
-            None => Arc::new(Lineup::new(&rules, [].into(), None, Instant::now())),
+            None => Arc::new(Lineup::new(&rules, [].into(), None, None, Instant::now())),
         };
         Roster {
             rules,
@@ -119,7 +119,8 @@ impl Roster {
 
     fn make(&self, members: Arc<[Arc<Member>]>, now: Instant) {
         let previous = self.current.load();
-        let lineup = Lineup::new(&self.rules, members, Some(&previous), now);
+        let until = passive::settle(&members, now);
+        let lineup = Lineup::new(&self.rules, members, until, Some(&previous), now);
         self.current.store(Arc::new(lineup));
         self.queue.has_room();
     }
@@ -276,6 +277,7 @@ impl Lineup {
     fn new(
         rules: &Rules,
         members: Arc<[Arc<Member>]>,
+        until: Option<Instant>,
         previous: Option<&Lineup>,
         now: Instant,
     ) -> Lineup {
@@ -294,7 +296,7 @@ impl Lineup {
             tiers: [tier(0, false), tier(1, true)],
             standings,
             tokens: badges.collect(),
-            until: changes.into_iter().flatten().min(),
+            until: changes.into_iter().flatten().chain(until).min(),
             members,
         }
     }
@@ -345,7 +347,10 @@ impl Lineup {
     /// Why there was nobody to choose.
     fn nobody(&self, tried: &Tried) -> Pick {
         let mut untried = self.members.iter().filter(|member| !tried.contains(member));
-        if untried.any(|member| member.absence().is_none()) {
+        // to wait for a member that is on trial would be to bet on it
+        let is_full =
+            |member: &Arc<Member>| member.absence().is_none() && !member.breaker().is_on_trial();
+        if untried.any(is_full) {
             Pick::Busy
         } else if tried.is_empty() {
             Pick::Down

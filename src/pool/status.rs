@@ -52,6 +52,20 @@ pub enum State {
     Draining,
     /// Its weight is 0.
     Drained,
+    /// Requests failed there lately. It gets one now and then, or as many as it takes while no member is up.
+    Ejected,
+}
+
+impl State {
+    pub fn of(member: &Member) -> State {
+        match member.absence() {
+            None if member.breaker().is_closed() => State::Up,
+            None | Some(Absence::Ejected) => State::Ejected,
+            Some(Absence::Down) => State::Down,
+            Some(Absence::Draining) => State::Draining,
+            Some(Absence::Drained) => State::Drained,
+        }
+    }
 }
 
 /// The last probe of a member.
@@ -77,20 +91,22 @@ impl PoolStatus {
 
 fn member(member: &Member) -> MemberStatus {
     let health = member.health().record();
-    let state = match member.absence() {
-        None => State::Up,
-        Some(Absence::Down) => State::Down,
-        Some(Absence::Draining) => State::Draining,
-        Some(Absence::Drained) => State::Drained,
-    };
+    let (state, ejection) = (State::of(member), member.breaker().record());
     let (since, reason) = match state {
-        State::Up => (health.since.max(member.draining_since()), None),
+        State::Up => (
+            health
+                .since
+                .max(ejection.since)
+                .max(member.draining_since()),
+            None,
+        ),
         State::Down => (health.since, health.reason),
         State::Draining => (
             member.draining_since(),
             Some("an operator has taken it out".into()),
         ),
         State::Drained => (None, Some("its weight is 0".into())),
+        State::Ejected => (ejection.since, ejection.reason),
     };
     let load = member.load();
     MemberStatus {

@@ -265,6 +265,7 @@ fn all_mistakes_are_reported_in_one_run() {
     let yaml = "
         backends: ['127.0.0.1', '127.0.0.1:1', '127.0.0.1:1', { addr: 'app:0', weight: 0 }, { addr: '[::1]:1', weight: 1001 }]
         health: { interval: 0s, timeout: 0s }
+        passive: { fail_timeout: 0s }
         timeouts: { connect: 0s }";
     assert_eq!(
         issues(yaml),
@@ -272,7 +273,8 @@ fn all_mistakes_are_reported_in_one_run() {
             "error: app.timeouts.connect: `connect` must be longer than zero",
             "error: app.health.interval: `interval` must be longer than zero",
             "error: app.health.timeout: `timeout` must be longer than zero",
-            "error: app.health: neither `http` nor `tcp` says what to check",
+            "error: app.health: none of `http`, `tcp` and `grpc` says what to check",
+            "error: app.passive.fail_timeout: `fail_timeout` must be longer than zero",
             "error: app.backends[0].addr: `127.0.0.1` has no port",
             "error: app.backends[2].addr: `127.0.0.1:1` is listed twice",
             "error: app.backends[3].addr: `0` is not a port",
@@ -314,22 +316,51 @@ fn mistakes_in_health_are_reported() {
             "{found:?}"
         );
     }
-    let found = errors("{ http: { expect: [] } }");
+    assert_eq!(
+        errors("{ tcp: {}, grpc: {}, http: {} }"),
+        ["error: app.health.tcp: `http` and `tcp` are both given"]
+    );
+    let found = errors("{ grpc: { host: 'a b' } }");
+    assert_eq!(found, ["error: app.health.grpc.host: `a b` is not a host"]);
+    let found = errors(
+        "{ http: { expect: [], method: 'G T', path: x, host: '', body: { contains: ok, regex: ok },
+           headers: { HOST: a, Connection: close, 'a b': c, X-A: \"a\\nb\" } } }",
+    );
     assert_eq!(
         found,
-        ["error: app.health.http.expect: no status is expected, so no member would be up"]
+        [
+            "error: app.health.http.host: `` is not a host",
+            "error: app.health.http.expect: no status is expected, so no member would be up",
+            "error: app.health.http.method: `G T` is not a method",
+            "error: app.health.http.body: `body` takes exactly one of `contains` and `regex`",
+            "error: app.health.http.headers.Connection: `Connection` frames messages on one connection; weir makes it itself",
+            "error: app.health.http.headers.HOST: `HOST` has a key of its own",
+            "error: app.health.http.headers.X-A: `a\nb` cannot stand in a header",
+            "error: app.health.http.headers.\"a b\": `a b` is not a header name",
+            "error: app.health.http.path: `x` is not a path",
+        ]
     );
+    for (http, issue) in [
+        (
+            "{ method: HEAD, body: { contains: ok } }",
+            "body: the answer to `HEAD` has no body",
+        ),
+        (
+            "{ method: CONNECT }",
+            "method: `CONNECT` asks for a tunnel, which says nothing about a member",
+        ),
+        ("{ body: { regex: '(' } }", "body.regex: unclosed group"),
+    ] {
+        let found = errors(&format!("{{ http: {http} }}"));
+        assert_eq!(found, [format!("error: app.health.http.{issue}")]);
+    }
 }
 
 #[test]
 fn what_does_not_exist_yet_is_refused() {
-    for key in ["passive", "keepalive"] {
-        let message = refused(&format!("{{ backends: ['app:1'], {key}: 1 }}"));
-        assert!(
-            message.contains(&format!("unknown field `{key}`")),
-            "{message}"
-        );
-    }
+    let message = refused("{ backends: ['app:1'], keepalive: 1 }");
+    assert!(message.contains("unknown field `keepalive`"), "{message}");
+    refused("{ backends: ['app:1'], passive: { max_fails: 0 } }");
     refused("{ backends: ['app:1'], health: { tcp: {}, rise: 0 } }");
     refused("{ backends: ['app:1'], health: { tcp: { port: 1 } } }");
     refused("{ backends: ['app:1'], health: { http: { expect: 99 } } }");
@@ -370,12 +401,14 @@ fn defaults_are_as_documented() {
     for span in [timeouts.read, timeouts.write, timeouts.idle] {
         assert_eq!(span.get(), Duration::from_secs(60));
     }
+    assert_eq!(pool.config().passive, passive::default());
     let health = pool.config().health.clone().unwrap();
     assert_eq!(health.interval.get(), Duration::from_secs(5));
     assert_eq!(health.timeout.get(), Duration::from_secs(1));
     assert_eq!((health.rise.get(), health.fall.get()), (2, 3));
     let http = health.http.unwrap();
-    assert_eq!(http.path, "/");
+    assert_eq!((&*http.path, &*http.method), ("/", "GET"));
+    assert_eq!(health.initial, health::Initial::Up);
     assert_eq!(http.expect.0, ["200-299".parse().unwrap()]);
 }
 
@@ -549,6 +582,86 @@ fn the_host_and_the_statuses_of_a_probe_can_be_chosen() {
     assert_eq!(pool.status().up, 1);
     let request = origin.requests.lock().unwrap()[0].to_lowercase();
     assert!(request.contains("\r\nhost: app.internal\r\n"), "{request}");
+}
+
+#[test]
+fn the_request_and_the_body_of_a_probe_can_be_chosen() {
+    let origin = Origin::tcp(OK);
+    let probe = |http: &str| {
+        format!(
+            "{{ backends: ['{}'], health: {{ http: {http}, interval: 10ms, rise: 1, fall: 1 }} }}",
+            origin.address
+        )
+    };
+    for (http, reason) in [
+        ("{ body: { contains: ok } }", None),
+        ("{ body: { regex: '^[ko]+$' } }", None),
+        (
+            "{ body: { contains: OK } }",
+            Some("the body does not contain `OK`"),
+        ),
+        (
+            "{ body: { regex: '^k' } }",
+            Some("the body does not match `^k`"),
+        ),
+        (
+            "{ method: POST, path: /p, headers: { X-Probe: '1', user-agent: me } }",
+            None,
+        ),
+    ] {
+        let pool = pool(&probe(http));
+        let before = origin.probes();
+        run(async {
+            let _health = pool.spawn_health();
+            eventually(true, || origin.probes() > before + 1).await;
+            eventually(usize::from(reason.is_none()), || pool.status().up).await;
+        });
+        assert_eq!(reasons(&pool), [reason.map(str::to_owned)]);
+    }
+    let request = origin.requests.lock().unwrap().pop().unwrap();
+    assert!(request.starts_with("POST /p HTTP/1.1\r\n"), "{request}");
+    for line in [
+        "X-Probe: 1",
+        "user-agent: me",
+        "Content-Length: 0",
+        "Connection: close",
+    ] {
+        let is_it = |found: &&str| found.eq_ignore_ascii_case(line);
+        let times = request.split("\r\n").filter(is_it);
+        assert_eq!(times.count(), 1, "{line} in {request}");
+    }
+}
+
+#[test]
+fn members_wait_for_their_first_probe() {
+    let good = Origin::tcp(OK);
+    let (_socket, closed) = closed();
+    let yaml = format!(
+        "{{ backends: ['{}', '{closed}'], health: {{ http: {{}}, interval: 1h, rise: 9, fall: 9, initial: wait }} }}",
+        good.address,
+    );
+    let waiting = pool(&yaml);
+    assert!(waiting.awaits_probes() && waiting.is_down());
+    assert_eq!(reasons(&waiting)[0].as_deref(), Some("not probed yet"));
+    run(waiting.first_probes());
+    assert!(!waiting.awaits_probes());
+    assert_eq!(walk(&waiting), [good.address.as_str()]);
+    assert_eq!(reasons(&waiting)[1].as_deref(), Some("connection refused"));
+
+    // what is known already is not asked again
+    let probes = good.probes();
+    let after = reload(
+        &yaml.replace("backends: [", "backends: ['127.0.0.1:1', "),
+        Some(&waiting),
+    );
+    assert!(after.awaits_probes());
+    assert_eq!(walk(&after), [good.address.as_str()]);
+    run(after.first_probes());
+    assert_eq!((good.probes(), after.awaits_probes()), (probes, false));
+
+    let unchecked = pool(&format!("backends: ['{}']", good.address));
+    let checked = reload(&yaml, Some(&unchecked));
+    assert!(checked.awaits_probes() && checked.is_down());
 }
 
 #[test]

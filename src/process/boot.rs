@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::net::bind::{Bind, ListenSocket};
 use crate::phases;
 use crate::runtime::reload::{Loaded, Reloader, Source};
-use crate::runtime::{Boot, Live, Part, Plan};
+use crate::runtime::{Boot, Live, Part, Plan, Snapshot, tasks};
 
 /// How to start, from the command line.
 #[derive(Clone, Debug, Default)]
@@ -114,11 +114,7 @@ struct Doors {
 }
 
 /// Opens all sockets that are not inherited; inherited ones that nobody wants any more are closed.
-fn open_all(
-    boot: &Boot,
-    snapshot: &crate::runtime::Snapshot,
-    mut inherited: Sockets,
-) -> anyhow::Result<Doors> {
+fn open_all(boot: &Boot, snapshot: &Snapshot, mut inherited: Sockets) -> anyhow::Result<Doors> {
     let open = |bind: &Bind, inherited: &mut Sockets| match inherited.remove(&bind.to_string()) {
         Some(fd) => ListenSocket::inherited(fd),
         None => bind.listen(),
@@ -174,7 +170,7 @@ fn serve(
     source: Source,
     config: Config,
     boot: Boot,
-    snapshot: Arc<crate::runtime::Snapshot>,
+    snapshot: Arc<Snapshot>,
     doors: Doors,
     successor: Option<Successor>,
     logs: Arc<Logs>,
@@ -220,6 +216,7 @@ fn serve(
         };
         service.expect("each part has its service").follow(change);
     }
+    await_probes(&snapshot);
     // The sockets listen already: whoever connects from now on is served.
     if let Some(successor) = successor
         && let Err(e) = successor.ready()
@@ -255,6 +252,22 @@ fn serve(
         shutdown_signal: Box::new(signals),
     });
     live
+}
+
+/// Waits until all members are known that get no requests before that. The process that runs so far serves meanwhile, and
+/// whoever connects without one waits, too.
+fn await_probes(snapshot: &Snapshot) {
+    if !snapshot.pools.values().any(|pool| pool.awaits_probes()) {
+        return;
+    }
+    // The runtimes of the services start with the server.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(tasks::first_probes(snapshot)),
+        Err(e) => log::error!("cannot probe before serving: {e}"),
+    }
 }
 
 fn server_conf(boot: &Boot) -> ServerConf {

@@ -6,8 +6,8 @@ use super::logs::Logs;
 use super::service::{Change, Handle, Opened};
 use crate::admin::{Refusal, Reloaded};
 use crate::issue::Issues;
-use crate::runtime::Snapshot;
 use crate::runtime::reload::{Prepared, Reloader};
+use crate::runtime::{Snapshot, tasks};
 
 /// Reloads, or says why not; then nothing has changed. Either goes to the log as well.
 pub(super) fn reload(
@@ -70,6 +70,8 @@ fn carry_out(
     for service in services {
         opened.push(open_new(service, &prepared.snapshot)?);
     }
+    let probes = tasks::first_probes(&prepared.snapshot);
+    tokio::runtime::Handle::current().block_on(probes);
     logs.follow(&prepared.snapshot.log)?;
     let snapshot = reloader.commit(prepared);
     for (service, opened) in services.iter().zip(opened) {

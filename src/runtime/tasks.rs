@@ -2,8 +2,27 @@
 
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
+
 use super::Snapshot;
 use crate::pool::{HealthTask, NamesTask, Pool};
+
+/// Probes the members that get no requests before their first probe, and comes back when all are known.
+pub async fn first_probes(snapshot: &Snapshot) {
+    let pools = snapshot.pools.values();
+    let mut probes: JoinSet<()> = pools
+        .filter(|pool| pool.awaits_probes())
+        .map(|pool| {
+            let pool = pool.clone();
+            async move { pool.first_probes().await }
+        })
+        .collect();
+    if probes.is_empty() {
+        return;
+    }
+    log::info!("waiting for the first probes of backends");
+    while probes.join_next().await.is_some() {}
+}
 
 /// What runs for the pools now; dropping it ends it.
 #[derive(Default)]

@@ -20,6 +20,7 @@
 pub mod certs;
 pub mod client;
 pub mod dns;
+pub mod grpc;
 pub mod load;
 pub mod message;
 pub mod origin;

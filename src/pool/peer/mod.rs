@@ -262,17 +262,26 @@ impl Dialer {
         }
     }
 
-    /// A connection of its own, for a probe: HTTP/1.1 is spoken on it, or HTTP/2 where the pool is for nothing else.
+    /// Whether connections are made with TLS.
+    pub fn is_tls(&self) -> bool {
+        self.connector.tls.is_some()
+    }
+
+    /// A connection of its own, for a probe. HTTP/1.1 is spoken on it, or HTTP/2 where that is wanted or the pool is for
+    /// nothing else.
     ///
     /// # Errors
     /// When none comes about. There is no limit of time.
-    pub async fn connect(self: &Arc<Self>) -> Result<Stream> {
+    pub async fn connect(self: &Arc<Self>, http2: bool) -> Result<Stream> {
         let needs = Needs {
             fresh: true,
             ..Needs::default()
         };
-        // The same that an upgrade gets: a backend that may choose is to choose HTTP/1.1.
-        let (http2, offer) = self.protocol(true);
+        let (http2, offer) = match http2 {
+            true => (true, Offer::Http2),
+            // The same that an upgrade gets: a backend that may choose is to choose HTTP/1.1.
+            false => self.protocol(true),
+        };
         let line = Line::new(self.clone(), needs, http2, offer);
         line.connect(&self.address).await
     }

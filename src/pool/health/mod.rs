@@ -1,22 +1,18 @@
 //! Active health checks: members are probed at an interval, whether or not requests come.
 //!
-//! Pingora's `LoadBalancer` runs them (all members of a pool at once, first as soon as the pool starts) and counts to
-//! `rise` and `fall`; here is what it runs. Its own `HttpHealthCheck` and `TcpHealthCheck` are not used: each instance
-//! loads the system's certificates (the HTTP one twice: 2.3 MiB), which a plain probe never needs and a thousand pools
-//! would pay for; they limit each read but not the whole probe, and take a `103` for the answer.
+//! Pingora's `LoadBalancer` runs them (all members of a pool at once, first as soon as the pool starts); here is what it
+//! runs. Its own `HttpHealthCheck` and `TcpHealthCheck` are not used: each instance loads the system's certificates (the
+//! HTTP one twice: 2.3 MiB), which a plain probe never needs and a thousand pools would pay for; they limit each read but
+//! not the whole probe, and take a `103` for the answer.
 
-use std::fmt;
-use std::io;
+mod grpc;
+mod http;
+
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::HeaderValue;
-use http::header::{CONNECTION, HOST, USER_AGENT};
-use http::uri::{Authority, PathAndQuery};
-use pingora::http::RequestHeader;
-use pingora::protocols::http::v1::client::HttpSession;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
@@ -26,28 +22,36 @@ use tokio::task::JoinHandle;
 
 use super::roster::Roster;
 use super::selection::member_of;
-use super::{Expect, Member};
+use super::status::State;
+use super::{Member, reason};
 use crate::issue::{At, Issues};
-use crate::value::{OneOrMany, Span};
+use crate::value::Span;
+use grpc::Grpc;
+use http::Http;
 
-/// How to find out which members can serve. Exactly one of `http` and `tcp`.
+/// How to find out which members can serve. Exactly one of `http`, `tcp` and `grpc`.
 ///
 /// ```yaml
 /// health:
-///   http: { path: /healthz, host: app.internal, expect: [200-299] }
+///   http: { path: /healthz, host: app.internal, expect: [200-299], body: { contains: ok } }
 ///   interval: 5s
 ///   timeout: 1s
 ///   rise: 2
 ///   fall: 3
+///   initial: wait
 /// ```
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// A member passes when it answers a GET request completely, with an expected status.
-    pub http: Option<HttpConfig>,
+    /// A member passes when it answers an HTTP request completely, with an expected status and body.
+    pub http: Option<http::Config>,
     /// A member passes when it accepts a connection: `tcp: {}`. Also for unix sockets.
     pub tcp: Option<TcpConfig>,
-    /// Time from the start of one round of probes to the start of the next one. Default 5s.
+    /// A member passes when gRPC's health service (`grpc.health.v1.Health`) says that it is serving: `grpc: {}`, or
+    /// `grpc: { service: package.Service }`. It is asked over HTTP/2.
+    pub grpc: Option<grpc::Config>,
+    /// Time from the start of one round of probes to the start of the next one. Default 5s. Each probe but the first of a
+    /// member is a random time of up to a tenth of that later, lest all come at the same moment.
     #[serde(default = "default_interval")]
     pub interval: Span,
     /// How long one probe may take in all. Default 1s.
@@ -59,19 +63,21 @@ pub struct Config {
     /// Failed probes in a row after which a member that is up is down. Default 3.
     #[serde(default = "default_fall")]
     pub fall: NonZeroU32,
+    /// What a member is before its first probe. Default `up`.
+    #[serde(default)]
+    pub initial: Initial,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct HttpConfig {
-    /// What to ask for: a path, with a query if need be. Default `/`.
-    #[serde(default = "default_path")]
-    pub path: String,
-    /// The request's `Host`. Default: the backend's own address as written, or `localhost` for a unix socket.
-    pub host: Option<String>,
-    /// Which statuses pass: `200`, `200-299` or a list of such. Default `200-299`.
-    #[serde(default = "default_expect")]
-    pub expect: OneOrMany<Expect>,
+/// What a member is before its first probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Initial {
+    /// Up, until `fall` probes have failed.
+    #[default]
+    Up,
+    /// Down, until its first probe, which decides alone. Before weir serves, and before a reload takes effect, it waits for
+    /// the first probes of members that are new. nginx: `mandatory` (commercial).
+    Wait,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -94,14 +100,6 @@ fn default_fall() -> NonZeroU32 {
     const { NonZeroU32::new(3).unwrap() }
 }
 
-fn default_path() -> String {
-    "/".to_owned()
-}
-
-fn default_expect() -> OneOrMany<Expect> {
-    OneOrMany(vec![Expect::SUCCESS])
-}
-
 impl Config {
     pub fn compile(&self, at: &At<'_>, issues: &mut Issues) -> Option<Checks> {
         for (key, span) in [("interval", self.interval), ("timeout", self.timeout)] {
@@ -109,72 +107,53 @@ impl Config {
                 issues.error(&at.key(key), format!("`{key}` must be longer than zero"));
             }
         }
-        let probe = match (&self.http, &self.tcp) {
-            (Some(http), None) => http.compile(&at.key("http"), issues)?,
-            (None, Some(TcpConfig {})) => Probe::Tcp,
-            (Some(_), Some(_)) => {
-                issues
-                    .error(&at.key("tcp"), "`http` and `tcp` are both given")
-                    .hint("`http` includes that the connection stands");
-                return None;
-            }
-            (None, None) => {
-                issues
-                    .error(at, "neither `http` nor `tcp` says what to check")
-                    .hint("`http: { path: / }` or `tcp: {}`");
-                return None;
-            }
-        };
+        let probe = self.compile_probe(at, issues)?;
         Some(Checks {
             probe,
+            interval: self.interval.get(),
             timeout: self.timeout.get(),
             rise: self.rise.get(),
             fall: self.fall.get(),
+            initial: self.initial,
         })
     }
-}
 
-impl HttpConfig {
-    fn compile(&self, at: &At<'_>, issues: &mut Issues) -> Option<Probe> {
-        let host = match &self.host {
-            Some(host) => Some(compile_host(host, &at.key("host"), issues)?),
-            None => None,
-        };
-        if self.expect.0.is_empty() {
-            issues.error(
-                &at.key("expect"),
-                "no status is expected, so no member would be up",
-            );
+    fn compile_probe(&self, at: &At<'_>, issues: &mut Issues) -> Option<Probe> {
+        let ways = [
+            ("http", self.http.is_some()),
+            ("tcp", self.tcp.is_some()),
+            ("grpc", self.grpc.is_some()),
+        ];
+        let mut given = ways.iter().filter(|(_, given)| *given);
+        if let (Some((first, _)), Some((second, _))) = (given.next(), given.next()) {
+            issues
+                .error(
+                    &at.key(second),
+                    format!("`{first}` and `{second}` are both given"),
+                )
+                .hint("`http` and `grpc` include that the connection stands");
             return None;
         }
-        // a fragment is no part of a request; the parser would drop it silently
-        let is_path = self.path.starts_with('/') && !self.path.contains('#');
-        let request = match RequestHeader::build("GET", self.path.as_bytes(), Some(4)) {
-            Ok(request) if is_path && self.path.parse::<PathAndQuery>().is_ok() => request,
+        match self {
+            Config {
+                http: Some(http), ..
+            } => {
+                let http = http.compile(&at.key("http"), issues)?;
+                Some(Probe::Http(Box::new(http)))
+            }
+            Config {
+                grpc: Some(grpc), ..
+            } => grpc.compile(&at.key("grpc"), issues).map(Probe::Grpc),
+            Config {
+                tcp: Some(TcpConfig {}),
+                ..
+            } => Some(Probe::Tcp),
             _ => {
                 issues
-                    .error(&at.key("path"), format!("`{}` is not a path", self.path))
-                    .hint("a path starts with `/` and has spaces and the like percent-encoded");
-                return None;
+                    .error(at, "none of `http`, `tcp` and `grpc` says what to check")
+                    .hint("`http: { path: / }`, `tcp: {}` or `grpc: {}`");
+                None
             }
-        };
-        Some(Probe::Http {
-            request: Box::new(request),
-            host,
-            expect: self.expect.0.clone().into(),
-        })
-    }
-}
-
-fn compile_host(host: &str, at: &At<'_>, issues: &mut Issues) -> Option<HeaderValue> {
-    let is_host = host.parse::<Authority>().is_ok() && !host.contains('@');
-    match HeaderValue::from_str(host) {
-        Ok(value) if is_host => Some(value),
-        _ => {
-            issues
-                .error(at, format!("`{host}` is not a host"))
-                .hint("a name or an address, with or without port");
-            None
         }
     }
 }
@@ -182,105 +161,45 @@ fn compile_host(host: &str, at: &At<'_>, issues: &mut Issues) -> Option<HeaderVa
 /// Health checks, ready to run.
 pub struct Checks {
     probe: Probe,
+    interval: Duration,
     timeout: Duration,
     rise: u32,
     fall: u32,
+    initial: Initial,
+}
+
+impl Checks {
+    /// Whether a member is down until its first probe.
+    pub fn waits(&self) -> bool {
+        self.initial == Initial::Wait
+    }
 }
 
 enum Probe {
     Tcp,
-    Http {
-        /// Without the headers.
-        request: Box<RequestHeader>,
-        host: Option<HeaderValue>,
-        expect: Box<[Expect]>,
-    },
+    Http(Box<Http>),
+    Grpc(Grpc),
 }
+
+/// Who a backend is told that it is asked by.
+const AGENT: &str = "weir (health check)";
 
 impl Probe {
     async fn run(&self, member: &Member) -> Result<(), String> {
-        let stream = member.dialer().connect().await;
-        let stream = stream.map_err(|error| explain(&error))?;
-        let Probe::Http {
-            request,
-            host,
-            expect,
-        } = self
-        else {
-            return Ok(());
-        };
-        let mut request = request.clone();
-        let headers = match host {
-            Some(host) => request.insert_header(HOST, host.clone()),
-            None => request.insert_header(HOST, &**member.authority()),
-        };
-        headers
-            .and_then(|()| request.insert_header(USER_AGENT, "weir (health check)"))
-            // each probe also checks that new connections are taken
-            .and_then(|()| request.insert_header(CONNECTION, "close"))
-            .map_err(|error| explain(&error))?;
-        let mut session = HttpSession::new(Box::new(stream));
-        let status = ask(&mut session, request)
-            .await
-            .map_err(|error| explain(&error))?;
-        if !expect.iter().any(|range| range.contains(status)) {
-            return Err(format!("status {status}, expected {}", Expected(expect)));
+        // A probe by gRPC is one in HTTP/2.
+        let stream = member
+            .dialer()
+            .connect(matches!(self, Probe::Grpc(_)))
+            .await;
+        let stream = Box::new(stream.map_err(|error| reason::of_error(&error))?);
+        match self {
+            Probe::Tcp => Ok(()),
+            Probe::Http(http) => http.run(stream, member.authority()).await,
+            Probe::Grpc(grpc) => {
+                let secure = member.dialer().is_tls();
+                grpc.run(stream, member.authority(), secure).await
+            }
         }
-        drain(&mut session).await.map_err(|error| explain(&error))
-    }
-}
-
-/// The status of the answer.
-async fn ask(session: &mut HttpSession, request: Box<RequestHeader>) -> pingora::Result<u16> {
-    session.write_request_header(request).await?;
-    loop {
-        session.read_response().await?;
-        match session.resp_header() {
-            Some(header) if header.status.is_informational() => {}
-            Some(header) => return Ok(header.status.as_u16()),
-            None => return Error::e_explain(ErrorType::InvalidHTTPHeader, "no response header"),
-        }
-    }
-}
-
-/// Reads the answer to its end.
-async fn drain(session: &mut HttpSession) -> pingora::Result<()> {
-    while session.read_body_bytes().await?.is_some() {}
-    Ok(())
-}
-
-/// What went wrong, in few words.
-fn explain(error: &Error) -> String {
-    match error.etype() {
-        ErrorType::ConnectionClosed => "connection closed before the end of the answer".to_owned(),
-        ErrorType::InvalidHTTPHeader => "the answer is not HTTP".to_owned(),
-        _ => match error.root_cause().downcast_ref::<io::Error>() {
-            Some(error) => plain(error),
-            None => error.to_string().trim().to_owned(),
-        },
-    }
-}
-
-/// `connection refused` of `Connection refused (os error 111)`.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut characters = text.chars();
-    match characters.next() {
-        Some(first) => first.to_lowercase().chain(characters).collect(),
-        None => String::new(),
-    }
-}
-
-struct Expected<'a>(&'a [Expect]);
-
-impl fmt::Display for Expected<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, range) in self.0.iter().enumerate() {
-            let separator = if i == 0 { "" } else { ", " };
-            write!(f, "{separator}{range}")?;
-        }
-        Ok(())
     }
 }
 
@@ -289,9 +208,10 @@ impl fmt::Display for Expected<'_> {
 /// Each check tells Pingora the state that the member is in, which one check is enough to believe. Counting to `rise`
 /// and `fall` is done here: Pingora takes every backend that it does not know for one that is up, and has no way to be
 /// told otherwise, be it after a reload or before the first probe.
+#[derive(Clone)]
 pub struct Checker {
     pool: Arc<str>,
-    checks: Checks,
+    checks: Arc<Checks>,
     roster: Arc<Roster>,
 }
 
@@ -299,9 +219,20 @@ impl Checker {
     pub fn new(pool: Arc<str>, checks: Checks, roster: Arc<Roster>) -> Checker {
         Checker {
             pool,
-            checks,
+            checks: Arc::new(checks),
             roster,
         }
+    }
+
+    pub fn interval(&self) -> Duration {
+        self.checks.interval
+    }
+
+    /// Probes a member once, and does what follows from it.
+    pub async fn examine(self, member: Arc<Member>) {
+        let result = self.probe(&member).await;
+        // Pingora's loop brings no time along.
+        self.take_in(&member, result, Instant::now(), SystemTime::now());
     }
 
     async fn probe(&self, member: &Member) -> Result<(), String> {
@@ -317,6 +248,10 @@ impl Checker {
         let result = result.map_err(Arc::from);
         let (rise, fall) = (self.checks.rise, self.checks.fall);
         if let Some(probes) = member.health().observe(result, rise, fall, wall) {
+            if member.health().is_up() {
+                // what requests made of it was before it was down
+                member.breaker().close(wall);
+            }
             self.roster.refresh(now);
             let (level, text) = self.news(member, probes);
             log::log!(target: "weir::health", level, "{text}");
@@ -326,7 +261,7 @@ impl Checker {
     /// What an operator is told when a member has gone up or down by so many probes.
     fn news(&self, member: &Member, probes: u32) -> (log::Level, String) {
         let members = self.roster.members();
-        let up = members.iter().filter(|m| m.absence().is_none()).count();
+        let up = members.iter().filter(|m| State::of(m) == State::Up).count();
         let (level, state) = if member.health().is_up() {
             (
                 log::Level::Info,
@@ -334,10 +269,10 @@ impl Checker {
             )
         } else {
             let reason = member.health().record().reason.unwrap_or_default();
-            let level = if up == 0 {
-                log::Level::Error
-            } else {
-                log::Level::Warn
+            // at the start the others may be about to be up
+            let level = match up == 0 && members.iter().all(|m| m.health().is_known()) {
+                true => log::Level::Error,
+                false => log::Level::Warn,
             };
             let probes = counted(probes, "failed");
             (level, format!("down: {reason} ({probes})"))
@@ -359,9 +294,12 @@ impl HealthCheck for Checker {
         let Some(member) = member_of(target) else {
             return Error::e_explain(ErrorType::InternalError, "a backend that is no member");
         };
-        let result = self.probe(&member).await;
-        // Pingora's loop brings no time along.
-        self.take_in(&member, result, Instant::now(), SystemTime::now());
+        if member.health().is_known() {
+            // all members of a pool have the same rounds, and all pools of a file
+            let spread = self.checks.interval.mul_f64(SPREAD * fastrand::f64());
+            tokio::time::sleep(spread).await;
+        }
+        self.clone().examine(member.clone()).await;
         match member.health().is_up() {
             true => Ok(()),
             false => Error::e_explain(DOWN, "see the state of the member"),
@@ -376,6 +314,9 @@ impl HealthCheck for Checker {
         format!("pool {}: {}", self.pool, target.addr)
     }
 }
+
+/// How much later than its round a probe may be, in intervals.
+const SPREAD: f64 = 0.1;
 
 const DOWN: ErrorType = ErrorType::Custom("MemberDown");
 
@@ -418,9 +359,11 @@ mod tests {
         };
         let checks = Checks {
             probe: Probe::Tcp,
+            interval: Duration::from_secs(5),
             timeout: Duration::from_secs(1),
             rise,
             fall,
+            initial: Initial::Up,
         };
         let roster = Arc::new(Roster::new(Rules::default(), None));
         roster.set_members([member(0), member(1)].into(), Instant::now());
@@ -469,14 +412,5 @@ mod tests {
     #[test]
     fn one_probe_is_singular() {
         assert_eq!(counted(1, "failed"), "1 failed probe");
-    }
-
-    #[test]
-    fn system_errors_are_told_in_lower_case_without_numbers() {
-        assert_eq!(
-            plain(&io::Error::from_raw_os_error(111)),
-            "connection refused"
-        );
-        assert_eq!(plain(&io::Error::other("")), "");
     }
 }
