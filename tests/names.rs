@@ -208,7 +208,7 @@ fn broken_name_server_does_not_matter_beside_a_good_one() {
 fn service_records_bring_hosts_ports_weights_and_backups() {
     let dns = Dns::start();
     let setup = Weir::with("dns", &dns);
-    let (a, b) = (Origin::fixed("a"), Origin::fixed("b"));
+    let (mut a, mut b) = (Origin::fixed("a"), Origin::fixed("b"));
     let mut spare = Origin::fixed("spare");
     let port = |origin: &Origin| {
         let address: std::net::SocketAddr = origin.to_string().parse().expect("an address");
@@ -232,7 +232,8 @@ fn service_records_bring_hosts_ports_weights_and_backups() {
         &document("{ backends: [{ srv: _http._tcp.app.test }] }"),
     );
     assert_eq!(answers(&weir, 4), ["a", "a", "a", "b"]);
-    drop((a, b));
+    a.kill();
+    b.kill();
     assert_eq!(weir.get("/").text(), "spare");
 
     // the servers stay, what is said about them changes

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use nix::sys::stat::{Mode, fchmod};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -135,6 +136,8 @@ impl Bind {
             Bind::Unix(path) => {
                 remove_stale(path)?;
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+                // The file begins with the mode of the socket, less the umask: a private one is never open to others.
+                fchmod(&socket, Mode::from_bits_truncate(mode))?;
                 socket.bind(&SockAddr::unix(path)?)?;
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
                 socket
