@@ -10,7 +10,7 @@ use crate::harness::client::{Connection, get};
 use crate::harness::load::{Kind, Load};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually, value_within};
-use crate::harness::{Setup, Weir, one_pool, one_site};
+use crate::harness::{Setup, Weir, one_site};
 
 const DOCUMENT: &str = "
     listeners:
@@ -72,9 +72,17 @@ fn new_process_serves_the_new_file_on_the_old_sockets() {
 #[test]
 fn old_process_ends_its_running_requests() {
     let app = Origin::start(Behaviour::Held("from the old one".to_owned()));
-    let mut weir = Weir::with("app", &app).start(&one_pool("{ backends: ['{app}'] }"));
+    // the old process accepts until it drains: who comes to it meanwhile must not wait for the origin
+    let mut weir = Weir::with("app", &app).start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools: { app: { backends: ['{app}'] } }
+        sites: { main: { hosts: ['*'], routes: [
+            { match: { path: /held }, proxy: app }, { respond: { body: old } }] } }
+        ",
+    );
     let mut connection = weir.connect();
-    connection.send_request(&get("/")).expect("send");
+    connection.send_request(&get("/held")).expect("send");
     eventually(PATIENCE, || app.hits() == 1);
     weir.setup()
         .write_config(&one_site("routes: [{ respond: { body: new } }]"));
