@@ -1,18 +1,28 @@
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
+};
 use nix::sys::stat::Mode;
 use nix::unistd::{Uid, mkfifo, setfsuid};
+use pingora::http::RequestHeader;
+use tokio::runtime::{Builder, Runtime};
 
+use super::resource::SMALL;
 use super::*;
-use crate::issue::Sources;
+use crate::build::Build;
+use crate::exchange::{Body, Cx};
+use crate::issue::{At, Sources};
+use crate::value::FromShort;
 
 /// A folder with `www` inside, and beside it what must never be served. Removed at the end.
 struct Folder(PathBuf);
@@ -83,19 +93,53 @@ impl Drop for Folder {
     }
 }
 
+/// The answer to a request whose path is `path` when it comes to the files.
+fn serve(
+    files: &Files,
+    method: Method,
+    lines: &[(HeaderName, &str)],
+    path: &str,
+    query: Option<&str>,
+) -> Reply {
+    let mut cx = cx();
+    cx.path = path.to_owned();
+    let target = query.map_or("/".to_owned(), |query| format!("/?{query}"));
+    serve_in(files, method, lines, &cx, &target)
+}
+
+fn serve_in(
+    files: &Files,
+    method: Method,
+    lines: &[(HeaderName, &str)],
+    cx: &Cx,
+    target: &str,
+) -> Reply {
+    thread_local! {
+        static RUNTIME: Runtime = Builder::new_current_thread().build().unwrap();
+    }
+    let mut request = RequestHeader::build(method, target.as_bytes(), None).unwrap();
+    for (name, value) in lines {
+        request.append_header(name.clone(), *value).unwrap();
+    }
+    let view = View {
+        cx,
+        request: &request,
+        response: None,
+        wall: SystemTime::UNIX_EPOCH,
+    };
+    RUNTIME.with(|runtime| runtime.block_on(files.serve(&view)))
+}
+
+fn cx() -> Cx {
+    Cx::new(Instant::now(), Arc::default())
+}
+
 fn get(files: &Files, path: &str) -> Reply {
-    files.serve(&Method::GET, &HeaderMap::new(), path, None)
+    serve(files, Method::GET, &[], path, None)
 }
 
 fn get_if(files: &Files, path: &str, lines: &[(HeaderName, &str)]) -> Reply {
-    files.serve(&Method::GET, &headers(lines), path, None)
-}
-
-fn headers(lines: &[(HeaderName, &str)]) -> HeaderMap {
-    lines
-        .iter()
-        .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()))
-        .collect()
+    serve(files, Method::GET, lines, path, None)
 }
 
 /// What a client gets for a path as it would write it.
@@ -267,7 +311,7 @@ fn preconditions() {
     ] {
         let lines = [(name, value), (RANGE, "bytes=50-")];
         for method in [Method::GET, Method::HEAD] {
-            let reply = files.serve(&method, &headers(&lines), "/a.txt", None);
+            let reply = serve(&files, method.clone(), &lines, "/a.txt", None);
             assert_eq!(status(&reply), 304, "{method} {lines:?}");
             assert!(matches!(reply.body, Body::Empty));
             assert_eq!(header(&reply, ETAG), Some(etag));
@@ -334,7 +378,7 @@ fn head_is_get_without_the_body() {
     for path in ["/small.txt", "/large.txt"] {
         let get = get(&files, path);
         let lines = [(RANGE, "bytes=0-1")];
-        let head = files.serve(&Method::HEAD, &headers(&lines), path, None);
+        let head = serve(&files, Method::HEAD, &lines, path, None);
         assert_eq!(status(&head), 200);
         assert!(matches!(head.body, Body::Empty));
         let length = get.body.length().to_string();
@@ -343,7 +387,7 @@ fn head_is_get_without_the_body() {
             assert_eq!(header(&head, name.clone()), header(&get, name));
         }
     }
-    let head = files.serve(&Method::HEAD, &HeaderMap::new(), "/missing", None);
+    let head = serve(&files, Method::HEAD, &[], "/missing", None);
     assert_eq!(status(&head), 404);
 }
 
@@ -360,7 +404,7 @@ fn other_methods() {
         (Method::TRACE, 405),
         (Method::from_bytes(b"PROPFIND").unwrap(), 405),
     ] {
-        let reply = files.serve(&method, &HeaderMap::new(), "/a", None);
+        let reply = serve(&files, method.clone(), &[], "/a", None);
         assert_eq!(status(&reply), code, "{method}");
         assert_eq!(header(&reply, ALLOW), Some("GET, HEAD, OPTIONS"));
         assert_eq!(reply.body.length(), 0);
@@ -407,13 +451,13 @@ fn a_folder_without_slash_is_redirected() {
             ("/a", None, "/a/"),
             ("/a", Some(""), "/a/?"),
             ("/a", Some("x=1&y=%20?/"), "/a/?x=1&y=%20?/"),
-            ("/a", Some("x=ü\""), "/a/?x=%C3%BC%22"),
+            ("/a", Some("x=ü"), "/a/?x=%C3%BC"),
             ("/a/b c", None, "/a/b%20c/"),
             ("/ü", None, "/%C3%BC/"),
             ("/q?#%", None, "/q%3F%23%25/"),
             ("/a/evil.com", None, "/a/evil.com/"),
         ] {
-            let reply = files.serve(&Method::GET, &HeaderMap::new(), path, query);
+            let reply = serve(&files, Method::GET, &[], path, query);
             assert_eq!(status(&reply), 301, "{path}");
             assert_eq!(header(&reply, LOCATION), Some(location));
         }
@@ -756,4 +800,146 @@ fn keys_are_those_of_the_manual() {
     assert_eq!(short, long);
     assert_eq!(long.index, ["index.html"]);
     assert!(!long.hidden);
+}
+
+#[test]
+fn the_first_that_exists_of_try_answers() {
+    let folder = Folder::new();
+    folder
+        .write("index.html", "app")
+        .write("a.txt", "a")
+        .write("page.html", "page")
+        .write("docs/index.html", "docs")
+        .write("assets/x.js", "x")
+        .write(".env", "secret");
+    let files = folder
+        .compile("try: ['$uri', '$uri.html', '$uri/', /index.html]")
+        .unwrap();
+    for (path, body) in [
+        ("/a.txt", "a"),
+        ("/page", "page"),
+        ("/docs/", "docs"),
+        ("/", "app"),
+        ("/some/view", "app"),
+        ("/some/view/", "app"),
+        ("/a.txt/", "app"),
+        // a folder with nothing to show
+        ("/assets", "app"),
+        ("/assets/", "app"),
+        ("/assets/x.js", "x"),
+        ("/assets/y.js", "app"),
+        ("/.env", "app"),
+    ] {
+        let reply = get(&files, path);
+        assert_eq!(
+            (status(&reply), content(&reply)),
+            (200, body.as_bytes().to_vec()),
+            "{path}"
+        );
+    }
+    let reply = serve(&files, Method::GET, &[], "/docs", Some("q"));
+    assert_eq!(
+        (status(&reply), header(&reply, LOCATION)),
+        (301, Some("/docs/?q"))
+    );
+}
+
+#[test]
+fn try_may_end_with_a_status() {
+    let folder = Folder::new();
+    folder.write("a.txt", "a").write("sub/index.html", "sub");
+    for (written, code) in [("['$uri', =410]", 410), ("['$uri']", 404)] {
+        let files = folder.compile(&format!("try: {written}")).unwrap();
+        assert_eq!(status(&get(&files, "/a.txt")), 200);
+        for path in ["/none", "/sub", "/sub/", "/"] {
+            assert_eq!(status(&get(&files, path)), code, "{written} {path}");
+        }
+    }
+}
+
+#[test]
+fn try_takes_any_variable_but_leads_nowhere_else() {
+    let folder = Folder::new();
+    folder
+        .write("shop.example/a", "a of shop")
+        .write("spare/index.html", "spare");
+    folder.write("lang/de", "deutsch");
+    let files = folder
+        .compile("try: ['/$host$uri', '/lang/$arg_l', '$arg_l', /spare/]")
+        .unwrap();
+    let ask = |path: &str, query: &str| {
+        let mut cx = cx();
+        cx.host = "shop.example".to_owned();
+        cx.path = path.to_owned();
+        let target = format!("/?{query}");
+        String::from_utf8(content(&serve_in(&files, Method::GET, &[], &cx, &target))).unwrap()
+    };
+    assert_eq!(ask("/a", ""), "a of shop");
+    assert_eq!(ask("/b", "l=de"), "deutsch");
+    for query in ["l=../../secret", "l=/../secret", "l=//etc/passwd", "l=."] {
+        assert_eq!(ask("/b", query), "spare", "{query}");
+    }
+}
+
+#[test]
+fn a_folder_in_place_of_another_is_not_redirected_to() {
+    let folder = Folder::new();
+    folder.write("spare/index.html", "spare");
+    let files = folder.compile("try: ['$uri', '$uri/', /spare/]").unwrap();
+    for path in ["/x", "/x/", "/spare/"] {
+        assert_eq!(content(&get(&files, path)), b"spare", "{path}");
+    }
+    assert_eq!(status(&get(&files, "/spare")), 301);
+}
+
+#[test]
+fn a_redirect_leads_to_where_the_client_was() {
+    let folder = Folder::new();
+    folder
+        .write("index.html", "root")
+        .write("sub/index.html", "sub");
+    for keys in ["{}", "try: ['$uri', '$uri/']"] {
+        let files = folder.compile(keys).unwrap();
+        for (target, path, is_stripped_whole, location) in [
+            ("/docs/sub?q", "/sub", false, Some("/docs/sub/?q")),
+            ("/docs", "/", true, Some("/docs/")),
+            ("//docs//sub", "/sub", false, Some("/docs/sub/")),
+            ("/docs/", "/", false, None),
+            ("/docs/sub/", "/sub/", false, None),
+            // a rewrite that brings or takes the slash knows what it does
+            ("/home", "/", false, None),
+            ("/home/", "/sub", false, None),
+        ] {
+            let mut cx = cx();
+            cx.path = path.to_owned();
+            cx.target = Some(path.to_owned());
+            cx.is_stripped_whole = is_stripped_whole;
+            let reply = serve_in(&files, Method::GET, &[], &cx, target);
+            assert_eq!(header(&reply, LOCATION), location, "{keys} {target}");
+            let code = if location.is_some() { 301 } else { 200 };
+            assert_eq!(status(&reply), code, "{keys} {target}");
+        }
+    }
+}
+
+#[test]
+fn a_bad_try_is_found_while_loading() {
+    let folder = Folder::new();
+    for (written, message) in [
+        ("[]", "try: needs a path to look for"),
+        ("[=404]", "try: needs a path to look for"),
+        ("['$uri', =200]", "try[1]: expected a status of 400 to 599"),
+        ("['$uri', =4x4]", "try[1]: expected a status of 400 to 599"),
+        ("[=404, '$uri']", "try[0]: `=404` is not the last entry"),
+        ("[index.html]", "try[0]: `index.html` is not a path"),
+        ("['$uri', '/a?$args']", "try[1]: `/a?$args` has a query"),
+        ("['$url']", "try[0]: no variable named `$url`"),
+        (
+            "['$uri', '/$status']",
+            "try[1]: `$status` has no value here",
+        ),
+    ] {
+        let error = folder.compile(&format!("try: {written}")).unwrap_err();
+        assert!(error.starts_with(message), "{written}: {error}");
+    }
 }
