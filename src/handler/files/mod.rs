@@ -13,6 +13,7 @@
 //! here by name (no dot-files, no backslash), and in `root` by where it leads.
 
 mod config;
+mod glob;
 mod resource;
 mod root;
 #[cfg(test)]
@@ -20,15 +21,20 @@ mod tests;
 mod tries;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
 use std::path::PathBuf;
 
 use http::header::{ALLOW, LOCATION};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use nix::errno::Errno;
 
 use crate::exchange::Reply;
 use crate::exchange::vars::View;
+use crate::http::coding::{self, Coding};
+use crate::http::mime::Types;
 use crate::http::path;
+use glob::Glob;
 use resource::Resource;
 use root::{Found, Missing, Root};
 use tries::{Candidate, Tries};
@@ -36,6 +42,17 @@ use tries::{Candidate, Tries};
 pub use config::Config;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+/// Statuses for which there can be a page, beside the one that `try` gives.
+const FAILURES: [StatusCode; 7] = [
+    StatusCode::FORBIDDEN,
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::PRECONDITION_FAILED,
+    StatusCode::RANGE_NOT_SATISFIABLE,
+    StatusCode::INTERNAL_SERVER_ERROR,
+    StatusCode::SERVICE_UNAVAILABLE,
+];
 
 /// A folder, ready to serve from.
 #[derive(Debug)]
@@ -45,8 +62,16 @@ pub struct Files {
     path: PathBuf,
     index: Vec<String>,
     tries: Option<Tries>,
+    precompressed: Vec<Coding>,
+    types: Types,
+    /// The first that takes the file counts.
+    cache_control: Vec<(Glob, HeaderValue)>,
+    /// Paths of pages, without their first slash.
+    errors: HashMap<StatusCode, String>,
     hidden: bool,
 }
+
+type Opened = (File, Metadata);
 
 /// What a URL stands for.
 enum Target {
@@ -60,8 +85,17 @@ enum Target {
 impl Files {
     /// Answers a request for the path that the exchange has by now.
     ///
-    /// An answer of 400 and above has no body. One to HEAD has none either, but the `Content-Length` that GET would get.
+    /// An answer of 400 and above has no body where there is no page for it. One to HEAD may have none and the
+    /// `Content-Length` that GET would get.
     pub async fn serve(&self, view: &View<'_>) -> Reply {
+        let mut reply = self.answer(view);
+        if let Some(page) = self.errors.get(&reply.head.status) {
+            self.add_page(&mut reply, page, &view.request.headers);
+        }
+        reply
+    }
+
+    fn answer(&self, view: &View<'_>) -> Reply {
         let request = view.request;
         match request.method {
             Method::GET | Method::HEAD => {}
@@ -91,20 +125,22 @@ impl Files {
     }
 
     fn find_path(&self, view: &View<'_>) -> Result<Target, Missing> {
+        let headers = &view.request.headers;
         let relative = self.allowed(&view.cx.path).ok_or(Missing::NotFound)?;
         if relative.is_empty() || relative.ends_with('/') {
             return match is_slash_missing(view) {
                 true => Ok(Target::Folder),
-                false => self.find_index(relative),
+                false => self.find_index(relative, headers),
             };
         }
         match self.root.find(relative)? {
             Found::File(file, metadata) => {
-                Ok(Target::File(Resource::new(relative, file, metadata)))
+                let opened = (file, metadata);
+                Ok(Target::File(self.resource(relative, opened, headers)))
             }
             Found::Folder if is_slash_missing(view) => Ok(Target::Folder),
             // a rewrite took the slash
-            Found::Folder => self.find_index(&format!("{relative}/")),
+            Found::Folder => self.find_index(&format!("{relative}/"), headers),
         }
     }
 
@@ -119,11 +155,12 @@ impl Files {
     }
 
     fn find_candidate(&self, candidate: &Candidate, view: &View<'_>) -> Result<Target, Missing> {
+        let headers = &view.request.headers;
         let path = candidate.path(view);
         let relative = self.allowed(&path).ok_or(Missing::NotFound)?;
         match candidate {
             Candidate::Folder(_) => {
-                let found = self.find_index(relative)?;
+                let found = self.find_index(relative, headers)?;
                 // the folder of the URL itself, and not one that stands in for what the URL names
                 let own = view.cx.path.trim_end_matches('/') == path.trim_end_matches('/');
                 match own && is_slash_missing(view) {
@@ -136,7 +173,8 @@ impl Files {
             }
             Candidate::File(_) => match self.root.find(relative)? {
                 Found::File(file, metadata) => {
-                    Ok(Target::File(Resource::new(relative, file, metadata)))
+                    let opened = (file, metadata);
+                    Ok(Target::File(self.resource(relative, opened, headers)))
                 }
                 Found::Folder => Err(Missing::NotFound),
             },
@@ -144,11 +182,13 @@ impl Files {
     }
 
     /// What answers for the folder `relative`, which is empty or ends with a slash.
-    fn find_index(&self, relative: &str) -> Result<Target, Missing> {
+    fn find_index(&self, relative: &str, headers: &HeaderMap) -> Result<Target, Missing> {
         for name in &self.index {
-            match self.root.find(&format!("{relative}{name}")) {
+            let index = format!("{relative}{name}");
+            match self.root.find(&index) {
                 Ok(Found::File(file, metadata)) => {
-                    return Ok(Target::File(Resource::new(name, file, metadata)));
+                    let opened = (file, metadata);
+                    return Ok(Target::File(self.resource(&index, opened, headers)));
                 }
                 Ok(Found::Folder) | Err(Missing::NotFound) => {}
                 Err(missing) => return Err(missing),
@@ -157,6 +197,63 @@ impl Files {
         // nginx looks once more, to answer 403 when there is a folder without index. There is nothing at this URL either
         // way, and whether there is a folder is nobody's business.
         Err(Missing::NotFound)
+    }
+
+    /// The file at `relative`, or the one beside it in a coding that the client likes better.
+    fn resource(&self, relative: &str, opened: Opened, headers: &HeaderMap) -> Resource {
+        let rule = |(glob, _): &&(Glob, HeaderValue)| glob.takes(relative);
+        let cache_control = self.cache_control.iter().find(rule);
+        let (coding, has_variants, (file, metadata)) = match self.precompressed.is_empty() {
+            true => (None, false, opened),
+            false => self.variant(relative, opened, headers),
+        };
+        let mut resource = Resource::new(file, &metadata);
+        resource.content_type = self.types.of(relative);
+        resource.coding = coding;
+        resource.has_variants = has_variants;
+        resource.cache_control = cache_control.map(|(_, value)| value.clone());
+        resource
+    }
+
+    /// A coding and what was opened for it, and whether another request could have got another.
+    fn variant(
+        &self,
+        relative: &str,
+        opened: Opened,
+        headers: &HeaderMap,
+    ) -> (Option<Coding>, bool, Opened) {
+        let beside = |coding: &Coding| {
+            let name = format!("{relative}{}", coding.suffix());
+            match self.root.find(&name) {
+                Ok(Found::File(file, metadata)) => Some((file, metadata)),
+                // the file itself is there: what is wrong with this one need not be the client's trouble
+                Ok(Found::Folder) | Err(_) => None,
+            }
+        };
+        let preferred = coding::preferred(headers, &self.precompressed);
+        for coding in &preferred {
+            if let Some(encoded) = beside(coding) {
+                return (Some(*coding), true, encoded);
+            }
+        }
+        let mut others = self.precompressed.iter();
+        let has_variants =
+            others.any(|other| !preferred.contains(other) && beside(other).is_some());
+        (None, has_variants, opened)
+    }
+
+    /// Makes the file at `page` the body of an answer without one.
+    fn add_page(&self, reply: &mut Reply, page: &str, headers: &HeaderMap) {
+        match self.root.find(page) {
+            Ok(Found::File(file, metadata)) => {
+                let page = self.resource(page, (file, metadata), headers);
+                if let Err(error) = page.become_body(reply) {
+                    log::error!("cannot read an error page in {:?}: {error}", self.path);
+                }
+            }
+            // it was reported when the configuration was loaded, and the client has an answer without it
+            Ok(Found::Folder) | Err(_) => {}
+        }
     }
 
     /// `path` without its first slash, if it may be looked for.

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    ETAG, LAST_MODIFIED, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::set;
 use crate::exchange::{Body, Reply};
+use crate::http::coding::Coding;
 use crate::http::conditional::{self, Verdict, Version};
 use crate::http::range::{self, Wanted};
 use crate::http::{date, mime};
@@ -30,23 +32,38 @@ const BYTES: HeaderValue = HeaderValue::from_static("bytes");
 
 /// A file as HTTP sees it.
 pub struct Resource {
+    pub content_type: HeaderValue,
+    pub coding: Option<Coding>,
+    /// Another `Accept-Encoding` would have got another file.
+    pub has_variants: bool,
+    pub cache_control: Option<HeaderValue>,
     file: File,
     size: u64,
-    content_type: HeaderValue,
     etag: HeaderValue,
     /// Seconds since 1970; `None` before.
     modified: Option<u64>,
 }
 
 impl Resource {
-    pub fn new(name: &str, file: File, metadata: Metadata) -> Resource {
+    /// A file of which nothing is known but what the file system knows.
+    pub fn new(file: File, metadata: &Metadata) -> Resource {
         Resource {
+            content_type: mime::UNKNOWN,
+            coding: None,
+            has_variants: false,
+            cache_control: None,
             file,
             size: metadata.len(),
-            content_type: mime::content_type(name),
-            etag: etag(&metadata),
+            etag: etag(metadata),
             modified: u64::try_from(metadata.mtime()).ok(),
         }
+    }
+
+    /// Gives an answer this file as its body, whatever the answer is about.
+    pub fn become_body(self, reply: &mut Reply) -> io::Result<()> {
+        reply.body = body(self.file, 0..self.size)?;
+        describe(reply, self.content_type, self.coding, self.has_variants);
+        Ok(())
     }
 
     pub fn reply(self, method: &Method, headers: &HeaderMap) -> io::Result<Reply> {
@@ -90,18 +107,46 @@ impl Resource {
         }
     }
 
-    /// The header that tells about this file; a 304 repeats only what a cache compares by (RFC 9110 section 15.4.5).
+    /// The header that tells about this file; a 304 repeats only what a cache needs (RFC 9110 section 15.4.5).
     fn start(self, status: StatusCode) -> (Reply, File) {
         let mut reply = Reply::empty(status);
         set(&mut reply, ETAG, self.etag);
         if let Some(modified) = self.modified.and_then(date::format) {
             set(&mut reply, LAST_MODIFIED, modified);
         }
-        if status != StatusCode::NOT_MODIFIED {
-            set(&mut reply, CONTENT_TYPE, self.content_type);
+        if let Some(cache_control) = self.cache_control {
+            set(&mut reply, CACHE_CONTROL, cache_control);
+        }
+        if status == StatusCode::NOT_MODIFIED {
+            vary(&mut reply, self.has_variants);
+        } else {
+            describe(
+                &mut reply,
+                self.content_type,
+                self.coding,
+                self.has_variants,
+            );
             set(&mut reply, ACCEPT_RANGES, BYTES);
         }
         (reply, self.file)
+    }
+}
+
+fn describe(reply: &mut Reply, kind: HeaderValue, coding: Option<Coding>, has_variants: bool) {
+    set(reply, CONTENT_TYPE, kind);
+    if let Some(coding) = coding {
+        set(
+            reply,
+            CONTENT_ENCODING,
+            HeaderValue::from_static(coding.name()),
+        );
+    }
+    vary(reply, has_variants);
+}
+
+fn vary(reply: &mut Reply, has_variants: bool) {
+    if has_variants {
+        set(reply, VARY, HeaderValue::from_static("Accept-Encoding"));
     }
 }
 

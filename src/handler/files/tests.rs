@@ -9,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
+    VARY,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::{Uid, mkfifo, setfsuid};
@@ -21,7 +22,7 @@ use super::resource::SMALL;
 use super::*;
 use crate::build::Build;
 use crate::exchange::{Body, Cx};
-use crate::issue::{At, Sources};
+use crate::issue::{At, Severity, Sources};
 use crate::value::FromShort;
 
 /// A folder with `www` inside, and beside it what must never be served. Removed at the end.
@@ -65,9 +66,15 @@ impl Folder {
 
     /// Files by each way of opening them.
     fn both(&self) -> [Files; 2] {
-        let mut walking = self.files();
-        walking.root = Root::open(&self.www()).unwrap().without_openat2();
-        [self.files(), walking]
+        self.both_with("{}")
+    }
+
+    fn both_with(&self, keys: &str) -> [Files; 2] {
+        let mut walking = self.compile(keys).unwrap();
+        walking.root = Root::open(&self.www(), walking.root.symlinks())
+            .unwrap()
+            .without_openat2();
+        [self.compile(keys).unwrap(), walking]
     }
 
     /// With keys beside `root`.
@@ -80,7 +87,12 @@ impl Folder {
         let sources = Sources::default();
         let mut b = Build::new(&sources);
         let files = config.compile(&At::Root, &mut b);
-        match b.issues.0.first() {
+        match b
+            .issues
+            .0
+            .iter()
+            .find(|issue| issue.severity == Severity::Error)
+        {
             Some(issue) => Err(format!("{}: {}", issue.path, issue.message)),
             None => Ok(files.unwrap()),
         }
@@ -941,5 +953,287 @@ fn a_bad_try_is_found_while_loading() {
     ] {
         let error = folder.compile(&format!("try: {written}")).unwrap_err();
         assert!(error.starts_with(message), "{written}: {error}");
+    }
+}
+
+#[test]
+fn a_variant_in_the_clients_coding_answers() {
+    let folder = Folder::new();
+    folder
+        .write("app.js", "the plain one")
+        .write("app.js.br", "br")
+        .write("app.js.gz", "gzip")
+        .write("only.css", "plain")
+        .write("lonely.css.gz", "gzip")
+        .write("index.html", "index")
+        .write("index.html.zst", "zstd of index");
+    let files = folder.compile("precompressed: [br, zstd, gzip]").unwrap();
+    let ask = |path: &str, accept: Option<&str>| {
+        let lines = accept.map(|accept| (ACCEPT_ENCODING, accept));
+        let reply = get_if(&files, path, lines.as_slice());
+        let text = String::from_utf8(content(&reply)).unwrap();
+        let owned = |name| header(&reply, name).map(str::to_owned);
+        (text, owned(CONTENT_ENCODING), owned(VARY), reply)
+    };
+    for (path, accept, body, coding) in [
+        ("/app.js", Some("gzip, br, zstd"), "br", Some("br")),
+        ("/app.js", Some("gzip, zstd"), "gzip", Some("gzip")),
+        ("/app.js", Some("gzip;q=1, br;q=0.5"), "gzip", Some("gzip")),
+        ("/app.js", Some("zstd"), "the plain one", None),
+        ("/app.js", Some("br;q=0, identity"), "the plain one", None),
+        (
+            "/app.js",
+            Some("br;q=0.5, identity;q=0.6"),
+            "the plain one",
+            None,
+        ),
+        (
+            "/app.js",
+            Some("gzip;q=0.1, identity;q=0"),
+            "gzip",
+            Some("gzip"),
+        ),
+        ("/app.js", None, "the plain one", None),
+        ("/", Some("zstd"), "zstd of index", Some("zstd")),
+    ] {
+        let (text, got, vary, reply) = ask(path, accept);
+        assert_eq!(
+            (text.as_str(), got.as_deref()),
+            (body, coding),
+            "{accept:?}"
+        );
+        // also when it came to nothing: with another header it would have
+        assert_eq!(vary.as_deref(), Some("Accept-Encoding"), "{accept:?}");
+        assert!(header(&reply, CONTENT_TYPE).unwrap().starts_with("text/"));
+    }
+    let (_, coding, vary, _) = ask("/only.css", Some("br, gzip"));
+    assert_eq!((coding, vary), (None, None));
+    let (_, _, _, reply) = ask("/lonely.css", Some("gzip"));
+    assert_eq!(status(&reply), 404);
+    // asked for by its own name it is a file like any other
+    let (_, coding, vary, reply) = ask("/app.js.gz", Some("gzip"));
+    assert_eq!((coding, vary), (None, None));
+    assert_eq!(header(&reply, CONTENT_TYPE), Some("application/gzip"));
+    // nothing is looked for that was not asked for
+    let [_, walking] = folder.both_with("precompressed: [zstd]");
+    let reply = get_if(&walking, "/app.js", &[(ACCEPT_ENCODING, "br, gzip")]);
+    assert_eq!(header(&reply, VARY), None);
+}
+
+#[test]
+fn each_variant_is_a_version_of_its_own() {
+    let folder = Folder::new();
+    folder
+        .write("a.txt", "0123456789")
+        .write("a.txt.gz", "abcde");
+    let files = folder.compile("precompressed: [gzip]").unwrap();
+    let plain = get(&files, "/a.txt");
+    let gzip = get_if(&files, "/a.txt", &[(ACCEPT_ENCODING, "gzip")]);
+    let (plain, gzip) = (header(&plain, ETAG).unwrap(), header(&gzip, ETAG).unwrap());
+    assert_ne!(plain, gzip);
+    for (accept, etag, code) in [
+        ("gzip", gzip, 304),
+        ("gzip", plain, 200),
+        ("identity", plain, 304),
+        ("identity", gzip, 200),
+    ] {
+        let lines = [(ACCEPT_ENCODING, accept), (IF_NONE_MATCH, etag)];
+        let reply = get_if(&files, "/a.txt", &lines);
+        assert_eq!(status(&reply), code, "{accept} {etag}");
+        assert_eq!(header(&reply, VARY), Some("Accept-Encoding"));
+    }
+    let lines = [
+        (ACCEPT_ENCODING, "gzip"),
+        (RANGE, "bytes=1-3"),
+        (IF_RANGE, gzip),
+    ];
+    let part = get_if(&files, "/a.txt", &lines);
+    assert_eq!((status(&part), content(&part)), (206, b"bcd".to_vec()));
+    assert_eq!(header(&part, CONTENT_RANGE), Some("bytes 1-3/5"));
+    assert_eq!(header(&part, CONTENT_ENCODING), Some("gzip"));
+    let head = serve(
+        &files,
+        Method::HEAD,
+        &[(ACCEPT_ENCODING, "gzip")],
+        "/a.txt",
+        None,
+    );
+    assert_eq!(header(&head, CONTENT_LENGTH), Some("5"));
+    assert_eq!(header(&head, CONTENT_ENCODING), Some("gzip"));
+}
+
+#[test]
+fn a_variant_that_is_no_readable_file_is_passed_over() {
+    let folder = Folder::new();
+    folder
+        .write("a", "plain")
+        .write("a.br/x", "")
+        .write("b", "plain")
+        .link("b.br", folder.0.join("secret"));
+    mkfifo(&folder.at("a.gz"), Mode::from_bits_truncate(0o666)).unwrap();
+    for files in folder.both_with("precompressed: [br, gzip]") {
+        for path in ["/a", "/b"] {
+            let reply = get_if(&files, path, &[(ACCEPT_ENCODING, "br, gzip")]);
+            assert_eq!((status(&reply), content(&reply)), (200, b"plain".to_vec()));
+        }
+    }
+}
+
+#[test]
+fn types_and_charset() {
+    let folder = Folder::new();
+    folder
+        .write("a.html", "")
+        .write("a.wasm", "")
+        .write("a.md", "")
+        .write("a.tar.gz", "");
+    let kind = |keys: &str, path: &str| {
+        let reply = get(&folder.compile(keys).unwrap(), path);
+        header(&reply, CONTENT_TYPE).unwrap().to_owned()
+    };
+    let keys = "{ types: { .md: text/plain, .tar.gz: application/x-gtar }, charset: koi8-r }";
+    assert_eq!(kind(keys, "/a.html"), "text/html; charset=koi8-r");
+    assert_eq!(kind(keys, "/a.md"), "text/plain; charset=koi8-r");
+    assert_eq!(kind(keys, "/a.tar.gz"), "application/x-gtar");
+    assert_eq!(kind(keys, "/a.wasm"), "application/wasm");
+    assert_eq!(kind("charset: 'off'", "/a.html"), "text/html");
+    for (keys, message) in [
+        ("types: { md: text/plain }", "types.md: `md` is not the end"),
+        ("types: { .: text/plain }", "types..: `.` is not the end"),
+        (
+            "types: { .md: text }",
+            "types..md: `text` is not a media type",
+        ),
+        ("charset: 'utf 8'", "charset: `utf 8` is not the name"),
+    ] {
+        let error = folder.compile(keys).unwrap_err();
+        assert!(
+            error.replace(['[', ']', '"'], "").starts_with(message),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn the_first_cache_control_that_takes_the_file_counts() {
+    let folder = Folder::new();
+    folder
+        .write("index.html", "")
+        .write("assets/deep/a.js", "")
+        .write("assets/a.html", "")
+        .write("b.js", "");
+    let files = folder
+        .compile("cache_control: { '*.html': no-cache, '/assets/*': 'max-age=9, immutable' }")
+        .unwrap();
+    for (path, value) in [
+        ("/", Some("no-cache")),
+        ("/assets/a.html", Some("no-cache")),
+        ("/assets/deep/a.js", Some("max-age=9, immutable")),
+        ("/b.js", None),
+        ("/none.html", None),
+    ] {
+        assert_eq!(header(&get(&files, path), CACHE_CONTROL), value, "{path}");
+    }
+    let not_modified = get_if(&files, "/", &[(IF_NONE_MATCH, "*")]);
+    assert_eq!(header(&not_modified, CACHE_CONTROL), Some("no-cache"));
+    for keys in ["{ 'a/*': x }", "{ '[': x }", "{ '*': \"a\\nb\" }"] {
+        assert!(folder.compile(&format!("cache_control: {keys}")).is_err());
+    }
+}
+
+#[test]
+fn errors_have_pages() {
+    let folder = Folder::new();
+    folder
+        .write("404.html", "not here")
+        .write("404.html.gz", "gzip")
+        .write("405.txt", "no")
+        .write("a", "x");
+    let files = folder
+        .compile(
+            "{ errors: { 404: /404.html, 405: /405.txt, 412: /gone, 410: /404.html }, \
+               try: ['$uri', =410], precompressed: [gzip] }",
+        )
+        .unwrap();
+    let missing = get(&files, "/none");
+    assert_eq!(
+        (status(&missing), content(&missing)),
+        (410, b"not here".to_vec())
+    );
+    assert_eq!(
+        header(&missing, CONTENT_TYPE),
+        Some("text/html; charset=utf-8")
+    );
+    assert_eq!(header(&missing, ETAG), None);
+    let lines = [
+        (ACCEPT_ENCODING, "gzip"),
+        (RANGE, "bytes=0-1"),
+        (IF_NONE_MATCH, "*"),
+    ];
+    let missing = get_if(&files, "/none", &lines);
+    assert_eq!(
+        (status(&missing), content(&missing)),
+        (410, b"gzip".to_vec())
+    );
+    assert_eq!(header(&missing, CONTENT_ENCODING), Some("gzip"));
+    let refused = serve(&files, Method::POST, &[], "/a", None);
+    assert_eq!((status(&refused), content(&refused)), (405, b"no".to_vec()));
+    assert_eq!(header(&refused, ALLOW), Some("GET, HEAD, OPTIONS"));
+    // no page after all
+    let failed = get_if(&files, "/a", &[(IF_MATCH, "\"x\"")]);
+    assert_eq!((status(&failed), content(&failed)), (412, Vec::new()));
+    for (keys, message) in [
+        ("{ 502: /404.html }", "files are never answered with `502`"),
+        ("{ 410: /404.html }", "files are never answered with `410`"),
+        ("{ 404: 404.html }", "`404.html` is not the path of a file"),
+        (
+            "{ 404: /../secret }",
+            "`/../secret` is not the path of a file",
+        ),
+        ("{ 404: / }", "`/` is not the path of a file"),
+    ] {
+        let error = folder.compile(&format!("errors: {keys}")).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn links_may_be_followed_anywhere_or_nowhere() {
+    let folder = Folder::new();
+    folder
+        .write("real/file", "inside")
+        .link("to-file", "real/file")
+        .link("to-folder", "real")
+        .link("to-secret", "../secret")
+        .link("to-outside", &folder.0)
+        .link("to-fifo", "fifo")
+        .link("magic", "/proc/self/root");
+    mkfifo(&folder.at("fifo"), Mode::from_bits_truncate(0o666)).unwrap();
+    for files in folder.both_with("symlinks: deny") {
+        assert_eq!(content(&get(&files, "/real/file")), b"inside");
+        for path in [
+            "/to-file",
+            "/to-folder",
+            "/to-folder/",
+            "/to-folder/file",
+            "/to-secret",
+            "/to-outside/secret",
+        ] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+    }
+    for files in folder.both_with("symlinks: follow") {
+        for (path, body) in [
+            ("/real/file", "inside"),
+            ("/to-file", "inside"),
+            ("/to-folder/file", "inside"),
+            ("/to-secret", "secret"),
+            ("/to-outside/secret", "secret"),
+        ] {
+            assert_eq!(content(&get(&files, path)), body.as_bytes(), "{path}");
+        }
+        for path in ["/../secret", "/to-outside/../secret", "/to-fifo"] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
     }
 }
