@@ -1,6 +1,7 @@
 //! What the file says about a folder that is served: the raw keys, and what they are compiled to.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 
 use http::{HeaderValue, StatusCode};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Files;
 use super::glob::Glob;
+use super::resource::Boundary;
 use super::root::{Found, Root, Symlinks};
 use super::tries::Tries;
 use crate::build::Build;
@@ -178,6 +180,7 @@ impl Config {
             types,
             cache_control,
             errors,
+            boundary: Boundary::new([random(), random()]),
             hidden: self.hidden,
         })
     }
@@ -313,6 +316,11 @@ impl Config {
             }
         }
     }
+}
+
+/// The keys of a hash map are random, and each map's are others.
+fn random() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// RFC 9110 section 5.6.2.

@@ -35,7 +35,7 @@ use crate::http::coding::{self, Coding};
 use crate::http::mime::Types;
 use crate::http::path;
 use glob::Glob;
-use resource::Resource;
+use resource::{Boundary, Resource};
 use root::{Found, Missing, Root};
 use tries::{Candidate, Tries};
 
@@ -68,6 +68,7 @@ pub struct Files {
     cache_control: Vec<(Glob, HeaderValue)>,
     /// Paths of pages, without their first slash.
     errors: HashMap<StatusCode, String>,
+    boundary: Boundary,
     hidden: bool,
 }
 
@@ -105,7 +106,7 @@ impl Files {
         let path = &view.cx.path;
         match self.find(view) {
             Ok(Target::File(file)) => {
-                let reply = file.reply(&request.method, &request.headers);
+                let reply = file.reply(&request.method, &request.headers, &self.boundary);
                 reply.unwrap_or_else(|error| {
                     log::error!("cannot read {path:?} in {:?}: {error}", self.path);
                     Reply::empty(StatusCode::INTERNAL_SERVER_ERROR)

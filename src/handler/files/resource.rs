@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
     ETAG, LAST_MODIFIED, VARY,
@@ -14,7 +14,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::set;
-use crate::exchange::{Body, Reply};
+use crate::exchange::{Body, Parts, Reply};
 use crate::http::coding::Coding;
 use crate::http::conditional::{self, Verdict, Version};
 use crate::http::range::{self, Wanted};
@@ -66,7 +66,13 @@ impl Resource {
         Ok(())
     }
 
-    pub fn reply(self, method: &Method, headers: &HeaderMap) -> io::Result<Reply> {
+    /// `boundary` parts what is sent in several parts.
+    pub fn reply(
+        self,
+        method: &Method,
+        headers: &HeaderMap,
+        boundary: &Boundary,
+    ) -> io::Result<Reply> {
         let version = Version {
             etag: self.etag.as_bytes(),
             modified: self.modified,
@@ -98,6 +104,7 @@ impl Resource {
                 reply.body = body(file, part)?;
                 Ok(reply)
             }
+            (Verdict::Proceed, Wanted::Parts(parts)) => Ok(self.multipart(parts, boundary)),
             (Verdict::Proceed, Wanted::Nothing) => {
                 let mut reply = Reply::empty(StatusCode::RANGE_NOT_SATISFIABLE);
                 let content_range = range::content_range_unsatisfied(size);
@@ -105,6 +112,40 @@ impl Resource {
                 Ok(reply)
             }
         }
+    }
+
+    /// Each part under its own type and range (RFC 9110 section 14.6); those of the answer say how to take it apart.
+    fn multipart(self, parts: Vec<Range<u64>>, boundary: &Boundary) -> Reply {
+        let size = self.size;
+        let kind = self.content_type.clone();
+        let head = |part: &Range<u64>, line_end: &str| {
+            let mut head = BytesMut::from(line_end);
+            for piece in [
+                b"--",
+                boundary.text.as_bytes(),
+                b"\r\nContent-Type: ",
+                kind.as_bytes(),
+                b"\r\nContent-Range: ",
+                range::content_range(part, size).as_bytes(),
+                b"\r\n\r\n",
+            ] {
+                head.put_slice(piece);
+            }
+            head.freeze()
+        };
+        let parts = parts.into_iter().enumerate().map(|(i, part)| match i {
+            0 => (head(&part, ""), part),
+            _ => (head(&part, "\r\n"), part),
+        });
+        let parts = parts.collect();
+        let (mut reply, file) = self.start(StatusCode::PARTIAL_CONTENT);
+        set(&mut reply, CONTENT_TYPE, boundary.content_type.clone());
+        reply.body = Body::Parts(Parts {
+            file: Arc::new(file),
+            parts,
+            end: boundary.end.clone(),
+        });
+        reply
     }
 
     /// The header that tells about this file; a 304 repeats only what a cache needs (RFC 9110 section 15.4.5).
@@ -147,6 +188,29 @@ fn describe(reply: &mut Reply, kind: HeaderValue, coding: Option<Coding>, has_va
 fn vary(reply: &mut Reply, has_variants: bool) {
     if has_variants {
         set(reply, VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+}
+
+/// What stands between the parts of a `multipart/byteranges` answer. One is made for each configuration, by chance: what is
+/// in a file cannot be made to look like it in advance.
+#[derive(Debug)]
+pub struct Boundary {
+    text: String,
+    content_type: HeaderValue,
+    end: Bytes,
+}
+
+impl Boundary {
+    /// `random` is half of it each.
+    pub fn new(random: [u64; 2]) -> Boundary {
+        let text = format!("{:016x}{:016x}", random[0], random[1]);
+        let content_type = format!("multipart/byteranges; boundary={text}");
+        Boundary {
+            content_type: HeaderValue::try_from(content_type)
+                .expect("letters, digits and punctuation make a header value"),
+            end: format!("\r\n--{text}--\r\n").into(),
+            text,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::resource::SMALL;
 use super::*;
 use crate::build::Build;
-use crate::exchange::{Body, Cx};
+use crate::exchange::{Body, Cx, Parts};
 use crate::issue::{At, Severity, Sources};
 use crate::value::FromShort;
 
@@ -183,6 +183,18 @@ fn content(reply: &Reply) -> Vec<u8> {
             file.read_exact_at(&mut bytes, *start).unwrap();
             bytes
         }
+        Body::Parts(Parts { file, parts, end }) => {
+            let mut bytes = Vec::new();
+            for (before, part) in parts {
+                let mut content = vec![0; usize::try_from(part.end - part.start).unwrap()];
+                file.read_exact_at(&mut content, part.start).unwrap();
+                bytes.extend_from_slice(before);
+                bytes.append(&mut content);
+            }
+            bytes.extend_from_slice(end);
+            assert_eq!(bytes.len() as u64, reply.body.length());
+            bytes
+        }
     }
 }
 
@@ -269,7 +281,10 @@ fn ranges() {
         ("bytes=10-", 416, Some("bytes */10"), ""),
         ("bytes=-0", 416, Some("bytes */10"), ""),
         ("bytes=4-2", 200, None, "0123456789"),
-        ("bytes=0-1,3-4", 200, None, "0123456789"),
+        ("bytes=0-1,2-4", 206, Some("bytes 0-4/10"), "01234"),
+        ("bytes=20-,9-,-0", 206, Some("bytes 9-9/10"), "9"),
+        ("bytes=10-,-0", 416, Some("bytes */10"), ""),
+        ("bytes=0-1,x", 200, None, "0123456789"),
         ("lines=1-2", 200, None, "0123456789"),
     ] {
         let reply = get_if(&files, "/a.txt", &[(RANGE, range)]);
@@ -1236,4 +1251,37 @@ fn links_may_be_followed_anywhere_or_nowhere() {
             assert_eq!(status(&get(&files, path)), 404, "{path}");
         }
     }
+}
+
+#[test]
+fn several_parts_come_in_one_answer() {
+    let folder = Folder::new();
+    folder.write("a.txt", "0123456789");
+    let files = folder.files();
+    let whole = get(&files, "/a.txt");
+    let reply = get_if(&files, "/a.txt", &[(RANGE, "bytes=-2,0-1,4-4")]);
+    assert_eq!(status(&reply), 206);
+    let kind = header(&reply, CONTENT_TYPE).unwrap();
+    let boundary = kind
+        .strip_prefix("multipart/byteranges; boundary=")
+        .unwrap();
+    let part = |range: &str, bytes: &str| {
+        format!(
+            "--{boundary}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Content-Range: bytes {range}/10\r\n\r\n{bytes}\r\n"
+        )
+    };
+    let parts = [part("8-9", "89"), part("0-1", "01"), part("4-4", "4")];
+    let expected = format!("{}--{boundary}--\r\n", parts.concat());
+    assert_eq!(String::from_utf8(content(&reply)).unwrap(), expected);
+    // it stands with each part
+    assert_eq!(header(&reply, CONTENT_RANGE), None);
+    for name in [ETAG, LAST_MODIFIED, ACCEPT_RANGES] {
+        assert_eq!(header(&reply, name.clone()), header(&whole, name));
+    }
+    let other = folder.files();
+    let other = get_if(&other, "/a.txt", &[(RANGE, "bytes=-2,0-1")]);
+    assert_ne!(header(&other, CONTENT_TYPE), Some(kind));
+    let lines = [(RANGE, "bytes=0-0,5-5"), (IF_RANGE, "\"other\"")];
+    assert_eq!(content(&get_if(&files, "/a.txt", &lines)), b"0123456789");
 }
