@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode};
 use indexmap::IndexMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Files;
 use super::glob::Glob;
+use super::listing::Listing;
 use super::resource::Boundary;
 use super::root::{Found, Root, Symlinks};
 use super::tries::Tries;
@@ -46,6 +48,11 @@ pub struct Config {
     /// lead to another location.
     #[schemars(rename = "try")]
     pub tries: Option<Vec<String>>,
+    /// Whether a folder without index is answered with what is in it: a page that is sorted and turned by links
+    /// (`?sort=name|size|time`, `&order=asc|desc`, `&page=2`), or JSON for programs (`Accept: application/json` or
+    /// `?format=json`). Dot-files, special files and links that are not followed are left out. nginx: `autoindex`.
+    #[schemars(default)]
+    pub listing: bool,
     /// Codings in which files may stand beside themselves, made in advance: `app.js.br` (`br`), `app.js.zst` (`zstd`),
     /// `app.js.gz` (`gzip`). The client gets the one that it prefers by `Accept-Encoding`, the first of this list among
     /// those that it likes as well, under the type of `app.js`. The file itself has to be there too. Default: none.
@@ -92,6 +99,7 @@ impl Default for Config {
             root: PathBuf::new(),
             index: default_index(),
             tries: None,
+            listing: false,
             precompressed: Vec::new(),
             types: IndexMap::new(),
             charset: default_charset(),
@@ -109,6 +117,7 @@ impl Keyed for Config {
         "root",
         "index",
         "try",
+        "listing",
         "precompressed",
         "types",
         "charset",
@@ -127,6 +136,7 @@ impl Keyed for Config {
             "root" => self.root = map.next_value()?,
             "index" => self.index = map.next_value()?,
             "try" => self.tries = Some(map.next_value()?),
+            "listing" => self.listing = map.next_value()?,
             "precompressed" => self.precompressed = map.next_value()?,
             "types" => self.types = map.next_value()?,
             "charset" => self.charset = map.next_value()?,
@@ -172,10 +182,11 @@ impl Config {
         let tries = tries?;
         let errors = self.error_pages(tries.as_ref(), &root, &at.key("errors"), b);
         Some(Files {
-            root,
+            root: Arc::new(root),
             path,
             index: self.index.clone(),
             tries,
+            listing: self.listing.then(Listing::new),
             precompressed: self.precompressed.clone(),
             types,
             cache_control,

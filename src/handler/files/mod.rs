@@ -14,6 +14,7 @@
 
 mod config;
 mod glob;
+mod listing;
 mod resource;
 mod root;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use http::header::{ALLOW, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -35,6 +37,7 @@ use crate::http::coding::{self, Coding};
 use crate::http::mime::Types;
 use crate::http::path;
 use glob::Glob;
+use listing::Listing;
 use resource::{Boundary, Resource};
 use root::{Found, Missing, Root};
 use tries::{Candidate, Tries};
@@ -57,11 +60,12 @@ const FAILURES: [StatusCode; 7] = [
 /// A folder, ready to serve from.
 #[derive(Debug)]
 pub struct Files {
-    root: Root,
+    root: Arc<Root>,
     /// Where the folder was, for the log.
     path: PathBuf,
     index: Vec<String>,
     tries: Option<Tries>,
+    listing: Option<Listing>,
     precompressed: Vec<Coding>,
     types: Types,
     /// The first that takes the file counts.
@@ -75,8 +79,10 @@ pub struct Files {
 type Opened = (File, Metadata);
 
 /// What a URL stands for.
-enum Target {
+enum Target<'a> {
     File(Resource),
+    /// A folder without index.
+    Listing(&'a Listing, listing::Folder),
     /// A folder, but the slash at the end is missing.
     Folder,
     /// Nothing, and this is what `try` says about it.
@@ -89,14 +95,14 @@ impl Files {
     /// An answer of 400 and above has no body where there is no page for it. One to HEAD may have none and the
     /// `Content-Length` that GET would get.
     pub async fn serve(&self, view: &View<'_>) -> Reply {
-        let mut reply = self.answer(view);
+        let mut reply = self.answer(view).await;
         if let Some(page) = self.errors.get(&reply.head.status) {
             self.add_page(&mut reply, page, &view.request.headers);
         }
         reply
     }
 
-    fn answer(&self, view: &View<'_>) -> Reply {
+    async fn answer(&self, view: &View<'_>) -> Reply {
         let request = view.request;
         match request.method {
             Method::GET | Method::HEAD => {}
@@ -112,26 +118,32 @@ impl Files {
                     Reply::empty(StatusCode::INTERNAL_SERVER_ERROR)
                 })
             }
+            Ok(Target::Listing(listing, folder)) => {
+                let query = request.uri.query();
+                let root = self.root.clone();
+                let reply = listing.reply(root, folder, query, &request.headers).await;
+                reply.unwrap_or_else(|missing| self.missing(path, missing))
+            }
             Ok(Target::Folder) => to_folder(&asked(view), request.uri.query()),
             Ok(Target::Nothing(status)) => Reply::empty(status),
             Err(missing) => self.missing(path, missing),
         }
     }
 
-    fn find(&self, view: &View<'_>) -> Result<Target, Missing> {
+    fn find(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
         match &self.tries {
             Some(tries) => self.find_first(tries, view),
             None => self.find_path(view),
         }
     }
 
-    fn find_path(&self, view: &View<'_>) -> Result<Target, Missing> {
+    fn find_path(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
         let headers = &view.request.headers;
         let relative = self.allowed(&view.cx.path).ok_or(Missing::NotFound)?;
         if relative.is_empty() || relative.ends_with('/') {
             return match is_slash_missing(view) {
                 true => Ok(Target::Folder),
-                false => self.find_index(relative, headers),
+                false => self.find_folder(relative, view),
             };
         }
         match self.root.find(relative)? {
@@ -141,11 +153,11 @@ impl Files {
             }
             Found::Folder if is_slash_missing(view) => Ok(Target::Folder),
             // a rewrite took the slash
-            Found::Folder => self.find_index(&format!("{relative}/"), headers),
+            Found::Folder => self.find_folder(&format!("{relative}/"), view),
         }
     }
 
-    fn find_first(&self, tries: &Tries, view: &View<'_>) -> Result<Target, Missing> {
+    fn find_first(&self, tries: &Tries, view: &View<'_>) -> Result<Target<'_>, Missing> {
         for candidate in &tries.candidates {
             match self.find_candidate(candidate, view) {
                 Err(Missing::NotFound) => {}
@@ -155,16 +167,22 @@ impl Files {
         Ok(Target::Nothing(tries.status))
     }
 
-    fn find_candidate(&self, candidate: &Candidate, view: &View<'_>) -> Result<Target, Missing> {
+    fn find_candidate(
+        &self,
+        candidate: &Candidate,
+        view: &View<'_>,
+    ) -> Result<Target<'_>, Missing> {
         let headers = &view.request.headers;
         let path = candidate.path(view);
         let relative = self.allowed(&path).ok_or(Missing::NotFound)?;
         match candidate {
             Candidate::Folder(_) => {
-                let found = self.find_index(relative, headers)?;
-                // the folder of the URL itself, and not one that stands in for what the URL names
-                let own = view.cx.path.trim_end_matches('/') == path.trim_end_matches('/');
-                match own && is_slash_missing(view) {
+                // Another folder than that of the URL only lends its index: links of a listing would lead astray.
+                if view.cx.path.trim_end_matches('/') != path.trim_end_matches('/') {
+                    return self.find_index(relative, headers);
+                }
+                let found = self.find_folder(relative, view)?;
+                match is_slash_missing(view) {
                     true => Ok(Target::Folder),
                     false => Ok(found),
                 }
@@ -182,8 +200,30 @@ impl Files {
         }
     }
 
-    /// What answers for the folder `relative`, which is empty or ends with a slash.
-    fn find_index(&self, relative: &str, headers: &HeaderMap) -> Result<Target, Missing> {
+    /// What answers for the folder `relative` of the URL, which is empty or ends with a slash.
+    fn find_folder(&self, relative: &str, view: &View<'_>) -> Result<Target<'_>, Missing> {
+        match (
+            self.find_index(relative, &view.request.headers),
+            &self.listing,
+        ) {
+            (Err(Missing::NotFound), Some(listing)) => {
+                match self.root.find(relative.trim_end_matches('/'))? {
+                    Found::Folder => {
+                        let folder = listing::Folder {
+                            relative: relative.to_owned(),
+                            url: asked(view).into_owned(),
+                            hidden: self.hidden,
+                        };
+                        Ok(Target::Listing(listing, folder))
+                    }
+                    Found::File(..) => Err(Missing::NotFound),
+                }
+            }
+            (found, _) => found,
+        }
+    }
+
+    fn find_index(&self, relative: &str, headers: &HeaderMap) -> Result<Target<'_>, Missing> {
         for name in &self.index {
             let index = format!("{relative}{name}");
             match self.root.find(&index) {
@@ -259,18 +299,13 @@ impl Files {
 
     /// `path` without its first slash, if it may be looked for.
     ///
-    /// Dot segments and empty ones are gone from a normalised path, but a rewrite can make new ones. A backslash in the
-    /// name of a file is hardly more than an attempt to get around somebody's filter.
+    /// Dot segments and empty ones are gone from a normalised path, but a rewrite can make new ones.
     fn allowed<'a>(&self, path: &'a str) -> Option<&'a str> {
         let relative = path.strip_prefix('/')?;
         let names = relative.strip_suffix('/').unwrap_or(relative);
-        let is_allowed = |name: &str| match name {
-            "" | "." | ".." => false,
-            ".well-known" => true,
-            name => self.hidden || !name.starts_with('.'),
-        };
-        let allowed = relative.is_empty() || names.split('/').all(is_allowed);
-        (allowed && !relative.contains(['\\', '\0'])).then_some(relative)
+        let allowed =
+            relative.is_empty() || names.split('/').all(|name| is_visible(name, self.hidden));
+        allowed.then_some(relative)
     }
 
     fn missing(&self, path: &str, missing: Missing) -> Reply {
@@ -293,6 +328,16 @@ impl Files {
             }
         };
         Reply::empty(status)
+    }
+}
+
+/// Whether a client may know of a file or folder with this name; `hidden`: of dot-files too. A backslash in the name of a file
+/// is hardly more than an attempt to get around somebody's filter.
+fn is_visible(name: &str, hidden: bool) -> bool {
+    match name {
+        "" | "." | ".." => false,
+        ".well-known" => true,
+        name => (hidden || !name.starts_with('.')) && !name.contains(['\\', '\0']),
     }
 }
 

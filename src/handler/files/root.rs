@@ -10,9 +10,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use nix::dir::{Dir, OwningIter, Type};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -67,6 +68,76 @@ pub enum Missing {
     Forbidden,
     /// It may be there, but something on this machine is exhausted or broken.
     Broken(Errno),
+}
+
+/// What a look at a file tells, without opening it.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts(FileStat);
+
+impl Facts {
+    pub fn is_file(self) -> bool {
+        self.is(SFlag::S_IFREG)
+    }
+
+    pub fn is_folder(self) -> bool {
+        self.is(SFlag::S_IFDIR)
+    }
+
+    pub fn is_link(self) -> bool {
+        self.is(SFlag::S_IFLNK)
+    }
+
+    fn is(self, kind: SFlag) -> bool {
+        SFlag::from_bits_truncate(self.0.st_mode) & SFlag::S_IFMT == kind
+    }
+
+    pub fn size(self) -> u64 {
+        // no file is smaller than nothing
+        u64::try_from(self.0.st_size).unwrap_or(0)
+    }
+
+    /// Seconds since 1970.
+    pub fn modified(self) -> i64 {
+        self.0.st_mtime
+    }
+}
+
+/// What is in a folder, entry by entry; names that are not UTF-8, which no request can name, are left out.
+pub struct Children {
+    folder: OwnedFd,
+    entries: OwningIter,
+}
+
+pub struct Child {
+    pub name: String,
+    /// `None` where the file system does not tell it.
+    pub kind: Option<Type>,
+}
+
+impl Children {
+    /// About the entry itself, even if it is a link.
+    pub fn facts(&self, name: &str) -> nix::Result<Facts> {
+        fstatat(&self.folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(Facts)
+    }
+}
+
+impl Iterator for Children {
+    type Item = Result<Child, Missing>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let entry = match self.entries.next()? {
+                Ok(entry) => entry,
+                Err(error) => return Some(Err(error.into())),
+            };
+            if let Ok(name) = entry.file_name().to_str() {
+                return Some(Ok(Child {
+                    name: name.to_owned(),
+                    kind: entry.file_type(),
+                }));
+            }
+        }
+    }
 }
 
 impl From<Errno> for Missing {
@@ -127,6 +198,21 @@ impl Root {
             kind if kind.is_dir() => Ok(Found::Folder),
             _ => Err(Missing::NotFound),
         }
+    }
+
+    /// What is in the folder `relative`.
+    pub fn children(&self, relative: &str) -> Result<Children, Missing> {
+        let folder = self.follow(Path::new(relative), READ | OFlag::O_DIRECTORY)?;
+        Ok(Children {
+            folder: folder.try_clone().map_err(broken)?,
+            entries: Dir::from_fd(folder)?.into_iter(),
+        })
+    }
+
+    /// About what stands at `relative`, at the end of its links.
+    pub fn facts(&self, relative: &str) -> Result<Facts, Missing> {
+        let end = self.follow(Path::new(relative), NAME)?;
+        Ok(fstat(&end).map(Facts)?)
     }
 
     fn find_unreadable(&self, relative: &Path) -> Result<Found, Missing> {
@@ -245,7 +331,12 @@ fn walk(folder: BorrowedFd<'_>, relative: &Path, flags: OFlag) -> nix::Result<Ow
             Mode::empty(),
         )?);
     }
-    above.ok_or(Errno::ENOENT)
+    let end = above.ok_or(Errno::ENOENT)?;
+    // a handle that only names a place names the link, where any other would not be given
+    if flags.contains(OFlag::O_PATH) && Facts(fstat(&end)?).is_link() {
+        return Err(Errno::ELOOP);
+    }
+    Ok(end)
 }
 
 /// Where an open file stands now.

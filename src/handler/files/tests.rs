@@ -1,4 +1,5 @@
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -9,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{
-    ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
-    VARY,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH,
+    CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    LAST_MODIFIED, RANGE, VARY,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::{Uid, mkfifo, setfsuid};
@@ -71,9 +72,8 @@ impl Folder {
 
     fn both_with(&self, keys: &str) -> [Files; 2] {
         let mut walking = self.compile(keys).unwrap();
-        walking.root = Root::open(&self.www(), walking.root.symlinks())
-            .unwrap()
-            .without_openat2();
+        let root = Root::open(&self.www(), walking.root.symlinks()).unwrap();
+        walking.root = Arc::new(root.without_openat2());
         [self.compile(keys).unwrap(), walking]
     }
 
@@ -818,9 +818,9 @@ fn keys_are_those_of_the_manual() {
     let folder = Folder::new();
     assert!(
         folder
-            .compile("listing: true")
+            .compile("autoindex: true")
             .unwrap_err()
-            .contains("unknown field `listing`")
+            .contains("unknown field `autoindex`")
     );
     let short = Config::from_short("./www").unwrap();
     let long: Config = serde_yaml::from_str("root: ./www").unwrap();
@@ -1284,4 +1284,175 @@ fn several_parts_come_in_one_answer() {
     assert_ne!(header(&other, CONTENT_TYPE), Some(kind));
     let lines = [(RANGE, "bytes=0-0,5-5"), (IF_RANGE, "\"other\"")];
     assert_eq!(content(&get_if(&files, "/a.txt", &lines)), b"0123456789");
+}
+
+/// The names and the number of pages of a listing in JSON, and its text.
+fn list(files: &Files, path: &str, query: &str) -> (Vec<String>, u64, String) {
+    let query = format!("format=json&{query}");
+    let reply = serve(files, Method::GET, &[], path, Some(&query));
+    assert_eq!(status(&reply), 200, "{path}?{query}");
+    let text = String::from_utf8(content(&reply)).unwrap();
+    let listing: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let entries = listing["entries"].as_array().unwrap();
+    let name = |entry: &serde_json::Value| entry["name"].as_str().unwrap().to_owned();
+    let names = entries.iter().map(name).collect();
+    (names, listing["pages"].as_u64().unwrap(), text)
+}
+
+#[test]
+fn a_folder_without_index_is_listed_if_wanted() {
+    let folder = Folder::new();
+    folder
+        .write("a/index.html", "index")
+        .write("b/x", "x")
+        .write("b/c/y", "y")
+        .write("file", "");
+    for files in folder.both_with("listing: true") {
+        assert_eq!(content(&get(&files, "/a/")), b"index");
+        let reply = get(&files, "/b/");
+        assert_eq!(status(&reply), 200);
+        let kind = Some("text/html; charset=utf-8");
+        assert_eq!(header(&reply, CONTENT_TYPE), kind);
+        assert_eq!(header(&reply, VARY), Some("Accept"));
+        let page = String::from_utf8(content(&reply)).unwrap();
+        for expected in [
+            "<title>Index of /b/</title>",
+            "<a href=\"./c/\">c/</a>",
+            "<a href=\"./x\">x</a>",
+        ] {
+            assert!(page.contains(expected), "{page}");
+        }
+        let json = get_if(&files, "/b/", &[(ACCEPT, "application/json")]);
+        assert_eq!(header(&json, CONTENT_TYPE), Some("application/json"));
+        assert_eq!(list(&files, "/", "").0, ["a", "b", "file"]);
+        assert_eq!(header(&get(&files, "/b"), LOCATION), Some("/b/"));
+        for path in ["/none/", "/file/", "/b/x/"] {
+            assert_eq!(status(&get(&files, path)), 404, "{path}");
+        }
+    }
+    assert_eq!(status(&get(&folder.files(), "/b/")), 404);
+}
+
+#[test]
+fn a_listing_shows_what_is_served_and_nothing_else() {
+    let folder = Folder::new();
+    folder
+        .write("file", "12345")
+        .write("sub/x", "")
+        .write(".env", "")
+        .write(".well-known/x", "")
+        .write("back\\slash", "")
+        .link("to-file", "file")
+        .link("to-sub", "sub")
+        .link("to-secret", "../secret")
+        .link("absolute", folder.at("file"))
+        .link("dangling", "gone")
+        .link("loop", "loop");
+    mkfifo(&folder.at("fifo"), Mode::from_bits_truncate(0o666)).unwrap();
+    let _listener = UnixListener::bind(folder.at("socket")).unwrap();
+    let not_text = std::ffi::OsStr::from_bytes(b"not-text-\xff");
+    fs::write(folder.www().join(not_text), "").unwrap();
+    let (all, links) = (
+        [".well-known", "sub", "file"],
+        [
+            ".well-known",
+            "sub",
+            "to-sub",
+            "absolute",
+            "file",
+            "to-file",
+        ],
+    );
+    for files in folder.both_with("listing: true") {
+        for query in ["", "sort=size", "sort=time"] {
+            let (mut names, _, text) = list(&files, "/", query);
+            names.sort();
+            let mut expected = links.to_vec();
+            expected.sort_unstable();
+            assert_eq!(names, expected, "{query}");
+            assert!(!text.contains(folder.www().to_str().unwrap()), "{text}");
+        }
+        let (names, _, text) = list(&files, "/", "");
+        assert_eq!(names, links);
+        assert!(text.contains("{\"name\":\"to-file\",\"type\":\"file\",\"size\":5,"));
+        // each of them can be asked for
+        for name in names {
+            let code = status(&get(&files, &format!("/{name}")));
+            assert!([200, 301].contains(&code), "{name}: {code}");
+        }
+    }
+    for files in folder.both_with("{ listing: true, symlinks: deny }") {
+        assert_eq!(list(&files, "/", "").0, all);
+        assert_eq!(status(&get(&files, "/to-sub/")), 404);
+    }
+    for files in folder.both_with("{ listing: true, symlinks: follow, hidden: true }") {
+        let (names, ..) = list(&files, "/", "");
+        assert!(names.contains(&"to-secret".to_owned()), "{names:?}");
+        assert!(names.contains(&".env".to_owned()), "{names:?}");
+        assert!(!names.contains(&"back\\slash".to_owned()), "{names:?}");
+    }
+}
+
+#[test]
+fn a_listing_is_sorted_and_paged() {
+    let folder = Folder::new();
+    for i in 0..2500 {
+        folder.write(&format!("f{i:04}"), "x".repeat(i % 7));
+    }
+    folder.write("zz/x", "");
+    let old = File::options()
+        .write(true)
+        .open(folder.at("f0042"))
+        .unwrap();
+    old.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    let files = folder.compile("listing: true").unwrap();
+    let (names, pages, _) = list(&files, "/", "");
+    assert_eq!((names.len(), pages), (1000, 3));
+    assert_eq!((&*names[0], &*names[1]), ("zz", "f0000"));
+    let (names, ..) = list(&files, "/", "page=3");
+    assert_eq!((names.len(), &*names[500]), (501, "f2499"));
+    let (names, ..) = list(&files, "/", "order=desc");
+    assert_eq!((&*names[0], &*names[1]), ("zz", "f2499"));
+    assert_eq!(list(&files, "/", "sort=time").0[1], "f0042");
+    assert_eq!(list(&files, "/", "sort=size&order=desc").0[1], "f0006");
+    let mut seen = Vec::new();
+    for page in 1..=3 {
+        seen.extend(list(&files, "/", &format!("sort=size&page={page}")).0);
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 2501);
+    for page in ["4", "101", "18446744073709551615"] {
+        let query = format!("page={page}");
+        let reply = serve(&files, Method::GET, &[], "/", Some(&query));
+        assert_eq!(status(&reply), 404, "{page}");
+    }
+}
+
+#[test]
+fn a_listing_is_one_of_the_things_to_try() {
+    let folder = Folder::new();
+    folder.write("index.html", "app").write("pub/x", "");
+    let files = folder
+        .compile("{ listing: true, try: ['$uri', '$uri/', /pub/, /index.html] }")
+        .unwrap();
+    assert_eq!(list(&files, "/pub/", "").0, ["x"]);
+    assert_eq!(header(&get(&files, "/pub"), LOCATION), Some("/pub/"));
+    // a folder that stands in for another path is not listed
+    assert_eq!(content(&get(&files, "/none/")), b"app");
+}
+
+#[test]
+fn a_folder_that_may_not_be_read_is_not_listed() {
+    let folder = Folder::new();
+    folder.write("closed/x", "");
+    fs::set_permissions(folder.at("closed"), fs::Permissions::from_mode(0o711)).unwrap();
+    let files = folder.compile("listing: true").unwrap();
+    let ask = || {
+        // as somebody whom permissions bind; threads that are started from here inherit it
+        setfsuid(Uid::from_raw(65534));
+        assert_eq!(status(&get(&files, "/closed/")), 403);
+        assert_eq!(status(&get(&files, "/closed/x")), 200);
+    };
+    thread::scope(|scope| scope.spawn(ask).join()).unwrap();
 }
