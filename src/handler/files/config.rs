@@ -12,12 +12,12 @@ use schemars::JsonSchema;
 use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer};
 
-use super::Files;
 use super::glob::Glob;
 use super::listing::Listing;
 use super::resource::Boundary;
 use super::root::{Found, Root, Symlinks};
 use super::tries::Tries;
+use super::{FAILURES, Files};
 use crate::build::Build;
 use crate::http::coding::Coding;
 use crate::http::mime::Types;
@@ -42,10 +42,10 @@ pub struct Config {
     #[schemars(default = "default_index")]
     pub index: Vec<String>,
     /// Paths to look for instead of the request's, as texts with variables; the first that exists answers, with the
-    /// status 200. One with a slash at its end is a folder: its index answers, and a folder without one is passed over.
-    /// The last entry may be a status, `=404`; without one, 404 answers when nothing exists. A single-page
-    /// application: `["$uri", "$uri/", /index.html]`. nginx: `try_files`, where the last entry is taken unseen and may
-    /// lead to another location.
+    /// status 200. One with a slash at its end is a folder: its index answers, or its listing where it is the folder of
+    /// the request; a folder that has neither is passed over. The last entry may be a status, `=404`; without one, 404
+    /// answers when nothing exists. A single-page application: `["$uri", "$uri/", /index.html]`. Default: the path of
+    /// the request. nginx: `try_files`, where the last entry is taken unseen and may lead to another location.
     #[schemars(rename = "try")]
     pub tries: Option<Vec<String>>,
     /// Whether a folder without index is answered with what is in it: a page that is sorted and turned by links
@@ -178,9 +178,14 @@ impl Config {
         self.check_precompressed(&at.key("precompressed"), b);
         let types = self.types(at, b);
         let cache_control = self.cache_control(&at.key("cache_control"), b);
-        let (path, root) = self.open_root(at, b)?;
-        let tries = tries?;
-        let errors = self.error_pages(tries.as_ref(), &root, &at.key("errors"), b);
+        let opened = self.open_root(at, b);
+        let root = opened.as_ref().map(|(_, root)| root);
+        let statuses = tries.as_ref().map(|tries| {
+            let of_try = tries.as_ref().map(|tries| tries.status);
+            FAILURES.into_iter().chain(of_try).collect()
+        });
+        let errors = self.error_pages(statuses, root, &at.key("errors"), b);
+        let ((path, root), tries) = (opened?, tries?);
         Some(Files {
             root: Arc::new(root),
             path,
@@ -256,26 +261,27 @@ impl Config {
         rules
     }
 
+    /// `statuses` are those that there can be; `None`: that is not known, for `try` is wrong.
     fn error_pages(
         &self,
-        tries: Option<&Tries>,
-        root: &Root,
+        statuses: Option<Vec<StatusCode>>,
+        root: Option<&Root>,
         at: &At<'_>,
         b: &mut Build<'_>,
     ) -> HashMap<StatusCode, String> {
-        let mut statuses = super::FAILURES.to_vec();
-        statuses.extend(tries.map(|tries| tries.status));
         let mut pages = HashMap::new();
         for (code, page) in &self.errors {
             let key = code.to_string();
             let at = at.key(&key);
-            let Some(status) = statuses.iter().find(|status| status.as_u16() == *code) else {
+            let status = StatusCode::from_u16(*code).ok();
+            if let Some(statuses) = &statuses
+                && !status.is_some_and(|status| statuses.contains(&status))
+            {
                 let codes: Vec<_> = statuses.iter().map(|status| status.as_str()).collect();
                 b.error(&at, format!("files are never answered with `{code}`"))
                     .on_key()
                     .hint(format!("the statuses are {}", codes.join(", ")));
-                continue;
-            };
+            }
             let relative = page
                 .strip_prefix('/')
                 .filter(|relative| !relative.is_empty());
@@ -285,10 +291,12 @@ impl Config {
                     .hint("it begins with `/`, and is looked up below `root`");
                 continue;
             };
-            if !matches!(root.find(relative), Ok(Found::File(..))) {
+            if let Some(root) = root
+                && !matches!(root.find(relative), Ok(Found::File(_)))
+            {
                 b.warn(&at, format!("there is no file `{page}` below `root`"));
             }
-            pages.insert(*status, relative.to_owned());
+            pages.extend(status.map(|status| (status, relative.to_owned())));
         }
         pages
     }

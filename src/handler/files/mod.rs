@@ -23,7 +23,6 @@ mod tries;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,7 +38,7 @@ use crate::http::path;
 use glob::Glob;
 use listing::Listing;
 use resource::{Boundary, Resource};
-use root::{Found, Missing, Root};
+use root::{Found, Missing, Opened, Root};
 use tries::{Candidate, Tries};
 
 pub use config::Config;
@@ -75,8 +74,6 @@ pub struct Files {
     boundary: Boundary,
     hidden: bool,
 }
-
-type Opened = (File, Metadata);
 
 /// What a URL stands for.
 enum Target<'a> {
@@ -147,10 +144,7 @@ impl Files {
             };
         }
         match self.root.find(relative)? {
-            Found::File(file, metadata) => {
-                let opened = (file, metadata);
-                Ok(Target::File(self.resource(relative, opened, headers)))
-            }
+            Found::File(opened) => Ok(Target::File(self.resource(relative, opened, headers))),
             Found::Folder if is_slash_missing(view) => Ok(Target::Folder),
             // a rewrite took the slash
             Found::Folder => self.find_folder(&format!("{relative}/"), view),
@@ -191,10 +185,7 @@ impl Files {
                 Err(Missing::NotFound)
             }
             Candidate::File(_) => match self.root.find(relative)? {
-                Found::File(file, metadata) => {
-                    let opened = (file, metadata);
-                    Ok(Target::File(self.resource(relative, opened, headers)))
-                }
+                Found::File(opened) => Ok(Target::File(self.resource(relative, opened, headers))),
                 Found::Folder => Err(Missing::NotFound),
             },
         }
@@ -202,24 +193,20 @@ impl Files {
 
     /// What answers for the folder `relative` of the URL, which is empty or ends with a slash.
     fn find_folder(&self, relative: &str, view: &View<'_>) -> Result<Target<'_>, Missing> {
-        match (
-            self.find_index(relative, &view.request.headers),
-            &self.listing,
-        ) {
-            (Err(Missing::NotFound), Some(listing)) => {
-                match self.root.find(relative.trim_end_matches('/'))? {
-                    Found::Folder => {
-                        let folder = listing::Folder {
-                            relative: relative.to_owned(),
-                            url: asked(view).into_owned(),
-                            hidden: self.hidden,
-                        };
-                        Ok(Target::Listing(listing, folder))
-                    }
-                    Found::File(..) => Err(Missing::NotFound),
-                }
+        let found = self.find_index(relative, &view.request.headers);
+        let (Err(Missing::NotFound), Some(listing)) = (&found, &self.listing) else {
+            return found;
+        };
+        match self.root.find(relative.trim_end_matches('/'))? {
+            Found::Folder => {
+                let folder = listing::Folder {
+                    relative: relative.to_owned(),
+                    url: asked(view).into_owned(),
+                    hidden: self.hidden,
+                };
+                Ok(Target::Listing(listing, folder))
             }
-            (found, _) => found,
+            Found::File(_) => Err(Missing::NotFound),
         }
     }
 
@@ -227,8 +214,7 @@ impl Files {
         for name in &self.index {
             let index = format!("{relative}{name}");
             match self.root.find(&index) {
-                Ok(Found::File(file, metadata)) => {
-                    let opened = (file, metadata);
+                Ok(Found::File(opened)) => {
                     return Ok(Target::File(self.resource(&index, opened, headers)));
                 }
                 Ok(Found::Folder) | Err(Missing::NotFound) => {}
@@ -244,11 +230,11 @@ impl Files {
     fn resource(&self, relative: &str, opened: Opened, headers: &HeaderMap) -> Resource {
         let rule = |(glob, _): &&(Glob, HeaderValue)| glob.takes(relative);
         let cache_control = self.cache_control.iter().find(rule);
-        let (coding, has_variants, (file, metadata)) = match self.precompressed.is_empty() {
+        let (coding, has_variants, opened) = match self.precompressed.is_empty() {
             true => (None, false, opened),
             false => self.variant(relative, opened, headers),
         };
-        let mut resource = Resource::new(file, &metadata);
+        let mut resource = Resource::new(opened);
         resource.content_type = self.types.of(relative);
         resource.coding = coding;
         resource.has_variants = has_variants;
@@ -266,7 +252,7 @@ impl Files {
         let beside = |coding: &Coding| {
             let name = format!("{relative}{}", coding.suffix());
             match self.root.find(&name) {
-                Ok(Found::File(file, metadata)) => Some((file, metadata)),
+                Ok(Found::File(opened)) => Some(opened),
                 // the file itself is there: what is wrong with this one need not be the client's trouble
                 Ok(Found::Folder) | Err(_) => None,
             }
@@ -286,8 +272,8 @@ impl Files {
     /// Makes the file at `page` the body of an answer without one.
     fn add_page(&self, reply: &mut Reply, page: &str, headers: &HeaderMap) {
         match self.root.find(page) {
-            Ok(Found::File(file, metadata)) => {
-                let page = self.resource(page, (file, metadata), headers);
+            Ok(Found::File(opened)) => {
+                let page = self.resource(page, opened, headers);
                 if let Err(error) = page.become_body(reply) {
                     log::error!("cannot read an error page in {:?}: {error}", self.path);
                 }

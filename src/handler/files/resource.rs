@@ -13,6 +13,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
+use super::root::Opened;
 use super::set;
 use crate::exchange::{Body, Parts, Reply};
 use crate::http::coding::Coding;
@@ -46,7 +47,7 @@ pub struct Resource {
 
 impl Resource {
     /// A file of which nothing is known but what the file system knows.
-    pub fn new(file: File, metadata: &Metadata) -> Resource {
+    pub fn new((file, metadata): Opened) -> Resource {
         Resource {
             content_type: mime::UNKNOWN,
             coding: None,
@@ -54,7 +55,7 @@ impl Resource {
             cache_control: None,
             file,
             size: metadata.len(),
-            etag: etag(metadata),
+            etag: etag(&metadata),
             modified: u64::try_from(metadata.mtime()).ok(),
         }
     }

@@ -52,10 +52,13 @@ pub struct Root {
     openat2: bool,
 }
 
+/// A regular file, and what the kernel knew of it when it was opened.
+pub type Opened = (File, Metadata);
+
 /// What a path leads to.
 #[derive(Debug)]
 pub enum Found {
-    File(File, Metadata),
+    File(Opened),
     Folder,
 }
 
@@ -194,7 +197,7 @@ impl Root {
         };
         let metadata = file.metadata().map_err(broken)?;
         match metadata.file_type() {
-            kind if kind.is_file() => Ok(Found::File(file, metadata)),
+            kind if kind.is_file() => Ok(Found::File((file, metadata))),
             kind if kind.is_dir() => Ok(Found::Folder),
             _ => Err(Missing::NotFound),
         }

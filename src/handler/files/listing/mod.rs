@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use nix::errno::Errno;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
@@ -133,8 +134,10 @@ impl Listing {
                 Format::Json => page::json(&folder, &view, &page),
             })
         });
-        // it is not aborted, and it does not panic
-        let body = made.await.unwrap_or(Err(Missing::NotFound))?;
+        // it does not panic, but a process that ends may not begin with it any more
+        let body = made
+            .await
+            .unwrap_or(Err(Missing::Broken(Errno::ECANCELED)))?;
         Ok(reply(view.format, body))
     }
 }
