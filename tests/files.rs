@@ -8,8 +8,8 @@ use crate::harness::{Setup, Weir};
 const DATA: &str = "0123456789";
 
 /// A weir that serves the same folder in both ways, and a look at the folder's surroundings.
-struct Site {
-    weir: Weir,
+pub struct Site {
+    pub weir: Weir,
 }
 
 impl Site {
@@ -36,18 +36,29 @@ impl Site {
         symlink("../secret.txt", www.join("outside.txt")).expect("link");
         symlink("..", www.join("outside")).expect("link");
         symlink("loop", www.join("loop")).expect("link");
-        let weir = setup.start(
+        Site::of(setup, "hidden: false")
+    }
+
+    /// With `www` of the setup, and these keys beside `root`.
+    pub fn of(setup: Setup, keys: &str) -> Site {
+        let weir = setup.start(&format!(
             "
-            listeners: { http: { bind: '127.0.0.1:{http}' } }
-            sites: { main: { hosts: ['*'], routes: [{ files: ./www }] } }
-            static: { assets: { bind: '127.0.0.1:{static}', root: ./www } }
-            ",
-        );
+            listeners:
+              http: {{ bind: '127.0.0.1:{{http}}' }}
+              https: {{ bind: '127.0.0.1:{{https}}', tls: {{}} }}
+            sites:
+              main:
+                hosts: ['*']
+                tls: {{ self_signed: true }}
+                routes: [{{ files: {{ root: ./www, {keys} }} }}]
+            static: {{ assets: {{ bind: '127.0.0.1:{{static}}', root: ./www, {keys} }} }}
+            "
+        ));
         Site { weir }
     }
 
     /// The answers of both ways; what must be the same is left to the test.
-    fn fetch(&self, request: &Request) -> [Response; 2] {
+    pub fn fetch(&self, request: &Request) -> [Response; 2] {
         ["http", "static"].map(|listener| {
             let connection = Connection::tcp(self.weir.address(listener));
             let answer = connection.expect("connect").fetch(request);
@@ -55,7 +66,7 @@ impl Site {
         })
     }
 
-    fn get(&self, target: &str) -> [Response; 2] {
+    pub fn get(&self, target: &str) -> [Response; 2] {
         self.fetch(&get(target))
     }
 
@@ -168,13 +179,53 @@ fn empty_file_is_served() {
 }
 
 #[test]
-fn head_has_the_headers_of_get() {
-    let site = Site::start();
-    let heads = site.fetch(&Request::new("HEAD", "/data.txt"));
-    for (head, got) in heads.iter().zip(site.get("/data.txt")) {
-        assert_eq!(head.status, 200);
-        for name in ["content-length", "content-type", "etag", "last-modified"] {
-            assert_eq!(head.header(name), got.header(name), "{name}");
+fn head_is_get_without_the_body() {
+    let setup = Setup::new()
+        .file("www/data.txt", DATA)
+        .file("www/data.txt.gz", "compressed")
+        .file("www/large.bin", vec![0; 300_000])
+        .file("www/sub/index.html", "sub")
+        .file("www/list/x", "x")
+        .file("www/404.html", "no such file");
+    let site = Site::of(
+        setup,
+        "listing: true, precompressed: [gzip], errors: { 404: /404.html }",
+    );
+    let mut http2 = site.weir.connect_http2("localhost");
+    for (target, status, header) in [
+        ("/data.txt", 200, ("Accept-Encoding", "gzip")),
+        ("/data.txt", 304, ("If-None-Match", "*")),
+        ("/data.txt", 412, ("If-Match", "\"other\"")),
+        ("/large.bin", 200, ("Accept-Encoding", "br")),
+        ("/sub/", 200, ("Accept", "*/*")),
+        ("/sub", 301, ("Accept", "*/*")),
+        ("/list/", 200, ("Accept", "*/*")),
+        ("/list/", 200, ("Accept", "application/json")),
+        ("/none", 404, ("Accept", "*/*")),
+    ] {
+        let (name, value) = header;
+        let [get, head] =
+            ["GET", "HEAD"].map(|method| Request::new(method, target).header(name, value));
+        let [gets, heads] = [&get, &head].map(|request| {
+            let [route, companion] = site.fetch(request);
+            let over_http2 = http2.fetch(request).expect("an answer");
+            [route, companion, over_http2]
+        });
+        for (head, got) in heads.iter().zip(&gets) {
+            let of = |answer: &Response| {
+                let mut lines = answer.headers.0.clone();
+                lines.retain(|(name, _)| !name.eq_ignore_ascii_case("date"));
+                lines.sort();
+                (answer.status, lines)
+            };
+            assert_eq!(of(head), of(got), "{target} {header:?}");
+            assert_eq!((head.status, head.length), (status, 0), "{target}");
+            if status == 304 {
+                assert_eq!(got.length, 0);
+            } else {
+                let length = got.length.to_string();
+                assert_eq!(head.header("content-length"), Some(length.as_str()));
+            }
         }
     }
 }
@@ -431,4 +482,291 @@ fn bytes_that_are_not_http_are_refused_alike() {
         lines.iter().all(|line| line.contains("\"GET\" 400 ")),
         "{lines:?}"
     );
+}
+
+#[test]
+fn application_answers_for_what_is_no_file() {
+    let setup = Setup::new()
+        .file("www/index.html", "app")
+        .file("www/assets/app.js", "1")
+        .file("www/docs/index.html", "docs");
+    let site = Site::of(setup, "try: ['$uri', '$uri/', /index.html]");
+    for (target, text) in [
+        ("/", "app"),
+        ("/users/42?tab=1", "app"),
+        ("/assets/app.js", "1"),
+        ("/assets/", "app"),
+        ("/docs/", "docs"),
+        ("/%2e%2e%5csecret", "app"),
+    ] {
+        for answer in site.get(target) {
+            assert_eq!((answer.status, answer.text()), (200, text), "{target}");
+        }
+    }
+    for answer in site.get("/docs?q") {
+        assert_eq!(answer.header("location"), Some("/docs/?q"));
+    }
+    for answer in site.fetch(&post("/users", "x")) {
+        assert_eq!(answer.status, 405);
+    }
+}
+
+#[test]
+fn variables_choose_among_folders() {
+    let setup = Setup::new()
+        .file("www/a.example/page", "of a")
+        .file("www/shared/page", "shared");
+    let site = Site::of(setup, "try: ['/$host$uri', '/shared$uri', =410]");
+    for (target, host, status, text) in [
+        ("/page", "a.example", 200, "of a"),
+        ("/page", "b.example", 200, "shared"),
+        ("/../page", "b.example", 400, ""),
+        ("/none", "a.example", 410, ""),
+    ] {
+        for answer in site.fetch(&get(target).host(host)) {
+            assert_eq!(answer.status, status, "{target} {host}");
+            assert!(answer.text().contains(text), "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn compressed_variant_is_chosen_by_accept_encoding() {
+    let setup = Setup::new()
+        .file("www/app.js", "plain")
+        .file("www/app.js.br", "brotli")
+        .file("www/app.js.gz", "gzipped")
+        .file("www/photo.jpg", "jpeg");
+    let site = Site::of(setup, "precompressed: [br, zstd, gzip]");
+    for (accept, text, coding) in [
+        ("gzip, deflate, br, zstd", "brotli", Some("br")),
+        ("gzip", "gzipped", Some("gzip")),
+        ("br;q=0.1, gzip", "gzipped", Some("gzip")),
+        ("identity", "plain", None),
+        ("*;q=0", "plain", None),
+    ] {
+        for answer in site.fetch(&get("/app.js").header("Accept-Encoding", accept)) {
+            assert_eq!((answer.status, answer.text()), (200, text), "{accept}");
+            assert_eq!(answer.header("content-encoding"), coding);
+            assert_eq!(answer.header("vary"), Some("Accept-Encoding"));
+            let kind = answer.header("content-type");
+            assert_eq!(kind, Some("text/javascript; charset=utf-8"));
+            let range = get("/app.js")
+                .header("Accept-Encoding", accept)
+                .header("Range", "bytes=1-2")
+                .header("If-Range", answer.header("etag").expect("a tag"));
+            for part in site.fetch(&range) {
+                assert_eq!((part.status, part.text()), (206, &text[1..3]));
+                assert_eq!(part.header("content-encoding"), coding);
+            }
+        }
+    }
+    for answer in site.fetch(&get("/photo.jpg").header("Accept-Encoding", "br")) {
+        assert_eq!(answer.header("vary"), None);
+    }
+}
+
+#[test]
+fn types_charset_cache_rules_and_pages_of_errors() {
+    let setup = Setup::new()
+        .file("www/index.html", "home")
+        .file("www/assets/a.data", "1")
+        .file("www/404.html", "<p>lost?")
+        .file("www/405.json", "{}");
+    let site = Site::of(
+        setup,
+        "types: { .data: text/csv }, charset: iso-8859-1, \
+         cache_control: { '*.html': no-cache, '/assets/*': 'max-age=31536000, immutable' }, \
+         errors: { 404: /404.html, 405: /405.json }",
+    );
+    for answer in site.get("/") {
+        let kind = answer.header("content-type");
+        assert_eq!(kind, Some("text/html; charset=iso-8859-1"));
+        assert_eq!(answer.header("cache-control"), Some("no-cache"));
+    }
+    for answer in site.get("/assets/a.data") {
+        let kind = answer.header("content-type");
+        assert_eq!(kind, Some("text/csv; charset=iso-8859-1"));
+        let rule = answer.header("cache-control");
+        assert_eq!(rule, Some("max-age=31536000, immutable"));
+    }
+    for answer in site.get("/none") {
+        assert_eq!((answer.status, answer.text()), (404, "<p>lost?"));
+        assert_eq!(answer.header("cache-control"), None);
+    }
+    for answer in site.fetch(&post("/", "x")) {
+        assert_eq!((answer.status, answer.text()), (405, "{}"));
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert!(answer.header("allow").is_some());
+    }
+}
+
+#[test]
+fn links_are_followed_as_far_as_the_key_says() {
+    for (policy, inside, outside) in [
+        ("follow_inside", 200, 404),
+        ("follow", 200, 200),
+        ("deny", 404, 404),
+    ] {
+        let setup = Setup::new()
+            .file("www/file", "inside")
+            .file("secret.txt", "secret");
+        let www = setup.dir().join("www");
+        symlink("file", www.join("inside")).expect("link");
+        symlink("../secret.txt", www.join("outside")).expect("link");
+        symlink("/dev/zero", www.join("zero")).expect("link");
+        let site = Site::of(setup, &format!("symlinks: {policy}"));
+        for (target, status) in [
+            ("/file", 200),
+            ("/inside", inside),
+            ("/outside", outside),
+            ("/../secret.txt", 400),
+            ("/zero", 404),
+        ] {
+            for answer in site.get(target) {
+                assert_eq!(answer.status, status, "{policy} {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_ranges_are_served_in_one_answer() {
+    let big: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+    let setup = Setup::new().file("www/big.bin", &big);
+    let site = Site::of(setup, "hidden: false");
+    let mut http2 = site.weir.connect_http2("localhost");
+    let request = get("/big.bin").header("Range", "bytes=-5,0-299999,500000-500009");
+    let [route, companion] = site.fetch(&request);
+    for answer in [route, companion, http2.fetch(&request).expect("an answer")] {
+        assert_eq!((answer.status, answer.complete), (206, true));
+        let length = answer.length.to_string();
+        assert_eq!(answer.header("content-length"), Some(length.as_str()));
+        let kind = answer.header("content-type").expect("a type");
+        let boundary = kind
+            .strip_prefix("multipart/byteranges; boundary=")
+            .expect("several parts");
+        let mut expected: Vec<u8> = Vec::new();
+        for part in [999_995..1_000_000, 0..300_000, 500_000..500_010] {
+            let line_end = if expected.is_empty() { "" } else { "\r\n" };
+            let head = format!(
+                "{line_end}--{boundary}\r\nContent-Type: application/octet-stream\r\n\
+                 Content-Range: bytes {}-{}/1000000\r\n\r\n",
+                part.start,
+                part.end - 1
+            );
+            expected.extend(head.as_bytes());
+            expected.extend(&big[part]);
+        }
+        expected.extend(format!("\r\n--{boundary}--\r\n").as_bytes());
+        assert!(answer.body == expected, "{} bytes", answer.length);
+    }
+}
+
+#[test]
+fn absurd_ranges_cost_no_more_than_the_file() {
+    let setup = Setup::new().file("www/big.bin", vec![b'x'; 1_000_000]);
+    let site = Site::of(setup, "hidden: false");
+    let overlapping = vec!["0-"; 90].join(",");
+    let many: Vec<_> = (0..1000).map(|i| format!("{0}-{0}", i * 2)).collect();
+    for (ranges, status) in [(overlapping, 206), (many.join(","), 200)] {
+        let request = get("/big.bin").header("Range", &format!("bytes={ranges}"));
+        for answer in site.fetch(&request) {
+            assert_eq!((answer.status, answer.length), (status, 1_000_000));
+        }
+    }
+}
+
+#[test]
+fn stripped_prefix_is_in_redirects_all_the_same() {
+    let setup = Setup::new()
+        .file("www/index.html", "root")
+        .file("www/sub/index.html", "sub")
+        .file("www/list/x", "x");
+    let weir = setup.start_site(
+        "
+        routes:
+          - match: { prefix: /docs }
+            rewrite: { strip_prefix: /docs }
+            files: { root: ./www, listing: true }
+        ",
+    );
+    for (target, location) in [
+        ("/docs", "/docs/"),
+        ("/docs/sub?q=1", "/docs/sub/?q=1"),
+        ("/docs//list", "/docs/list/"),
+    ] {
+        let answer = weir.get(target);
+        assert_eq!(answer.status, 301, "{target}");
+        assert_eq!(answer.header("location"), Some(location));
+    }
+    assert_eq!(weir.get("/docs/").text(), "root");
+    assert_eq!(weir.get("/docs/sub/").text(), "sub");
+    assert_eq!(weir.get("/sub/").status, 404);
+    let page = weir.get("/docs/list/");
+    assert!(page.text().contains("<title>Index of /docs/list/</title>"));
+}
+
+#[test]
+fn names_that_no_file_has_are_not_found() {
+    let site = Site::of(
+        Setup::new().file("www/a.txt", "a"),
+        "listing: true, precompressed: [br, gzip], try: ['$uri', '$uri/', '$uri.html']",
+    );
+    let long = format!("/{}", "x".repeat(5000));
+    let deep = "/x".repeat(2000);
+    for target in [
+        &*long,
+        &*deep,
+        "/%5c",
+        "/a.txt%5c",
+        "/..%5c..%5c",
+        "/%252e%252e/",
+        "/%E2%80%AE",
+    ] {
+        for answer in site.get(target) {
+            assert_eq!(answer.status, 404, "{target}");
+        }
+    }
+    for target in [
+        "/%00",
+        "/a.txt%00.html",
+        "/%ff",
+        "/%2e%2e/",
+        "/%2e%2e%2f",
+        "/a/%2e%2e%2f%2e%2e/",
+    ] {
+        for answer in site.get(target) {
+            assert_eq!(answer.status, 400, "{target}");
+        }
+    }
+}
+
+#[test]
+fn what_could_block_or_is_no_file_is_never_waited_for() {
+    let setup = Setup::new().file("www/a", "a").file("www/sub/x", "x");
+    let www = setup.dir().join("www");
+    for fifo in ["fifo", "a.br", "sub/index.html"] {
+        nix::unistd::mkfifo(&www.join(fifo), nix::sys::stat::Mode::S_IRWXU).expect("make a fifo");
+    }
+    let _socket = std::os::unix::net::UnixListener::bind(www.join("socket")).expect("bind");
+    symlink("/dev/zero", www.join("zero")).expect("link");
+    symlink("/dev/tty", www.join("tty")).expect("link");
+    let site = Site::of(
+        setup,
+        "symlinks: follow, precompressed: [br], listing: true, errors: { 403: /fifo }",
+    );
+    for target in ["/fifo", "/socket", "/zero", "/tty", "/fifo/", "/zero/"] {
+        site.assert_status(target, 404);
+    }
+    for answer in site.fetch(&get("/a").header("Accept-Encoding", "br")) {
+        assert_eq!(answer.text(), "a");
+    }
+    for answer in site.get("/?format=json") {
+        let text = answer.text();
+        assert!(text.contains("\"total\":2"), "{text}");
+    }
+    for answer in site.get("/sub/?format=json") {
+        assert!(answer.text().contains("\"total\":1"), "{answer:?}");
+    }
 }

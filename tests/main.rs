@@ -16,9 +16,10 @@ mod quick_start; // weir proxy
 mod actions; // redirect, respond, status
 mod balance; // who gets a request
 mod faults; // backends that break off, lie and hang
-mod files;
+mod files; // files: and static:
 mod health; // who may get one
 mod listeners; // addresses of all kinds
+mod listing; // what is in a folder
 mod names; // backends whose addresses name servers know
 mod passive; // who fails at requests gets none for a while
 mod policies; // headers, rewrite, request_id
@@ -27,7 +28,7 @@ mod queue; // requests that wait for room
 mod retry; // another member after a failed try
 mod routing; // sites and routes
 mod sticky; // sessions that stay with their member
-mod streaming; // bodies of any size, WebSocket // files: and static:
+mod streaming; // bodies of any size, WebSocket
 
 // the protocols
 mod http1;

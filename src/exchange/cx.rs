@@ -26,6 +26,8 @@ pub struct Cx {
     pub host: String,
     /// nginx's `$uri`: the path percent-decoded, dot segments resolved, slashes merged; filters may rewrite it.
     pub path: String,
+    /// A filter stripped all of `path` but a slash that the client did not send: `/api` without `/api`.
+    pub is_stripped_whole: bool,
     /// What the route's regex captured, in the order of its capture names.
     pub captures: Vec<String>,
     /// Path and query to send upstream where a filter rewrote them; otherwise what the client sent goes out.
@@ -73,6 +75,7 @@ impl Cx {
             unread: None,
             host: String::new(),
             path: String::new(),
+            is_stripped_whole: false,
             captures: Vec::new(),
             target: None,
             request_id: None,

@@ -8,4 +8,4 @@ pub mod vars;
 
 pub use cx::Cx;
 pub use failure::Failure;
-pub use reply::{Body, Reply};
+pub use reply::{Body, Parts, Reply};

@@ -1,6 +1,7 @@
 //! A response that weir makes itself: filters and handlers return it, `phases/send.rs` writes it.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,6 +25,25 @@ pub enum Body {
         start: u64,
         length: u64,
     },
+    Parts(Parts),
+}
+
+/// Several parts of an open regular file, and what stands between them (`multipart/byteranges`).
+#[derive(Debug)]
+pub struct Parts {
+    pub file: Arc<File>,
+    /// What is sent before a part, and the part.
+    pub parts: Vec<(Bytes, Range<u64>)>,
+    /// What is sent after the last part.
+    pub end: Bytes,
+}
+
+impl Parts {
+    fn length(&self) -> u64 {
+        let parts = self.parts.iter();
+        let lengths = parts.map(|(before, part)| before.len() as u64 + (part.end - part.start));
+        lengths.sum::<u64>() + self.end.len() as u64
+    }
 }
 
 impl Body {
@@ -32,6 +52,7 @@ impl Body {
             Body::Empty => 0,
             Body::Bytes(bytes) => bytes.len() as u64,
             Body::File { length, .. } => *length,
+            Body::Parts(parts) => parts.length(),
         }
     }
 }

@@ -219,6 +219,7 @@ impl Filter for Rewrite {
         let Some(mut target) = target else {
             return Flow::Continue;
         };
+        cx.is_stripped_whole = target.path.is_empty();
         if !target.path.starts_with('/') {
             target.path.insert(0, '/');
         }

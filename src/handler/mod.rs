@@ -42,7 +42,7 @@ pub struct Actions {
 /// What answers the requests of one route.
 pub enum Handler {
     Proxy(Proxy),
-    Files(Files),
+    Files(Box<Files>),
     Redirect(Redirect),
     Respond(Respond),
     Status,
@@ -103,7 +103,9 @@ impl Actions {
             handler = config.compile(&at.key("proxy"), b).map(Handler::Proxy);
         }
         if let Some(Short(config)) = &self.files {
-            handler = config.compile(&at.key("files"), b).map(Handler::Files);
+            handler = config
+                .compile(&at.key("files"), b)
+                .map(|files| Handler::Files(Box::new(files)));
         }
         if let Some(Short(config)) = &self.redirect {
             handler = config

@@ -1,4 +1,4 @@
-//! The `Accept` header, as far as error pages need it: HTML for people, JSON for programs.
+//! The `Accept` header, as far as pages that weir makes need it: HTML for people, JSON for programs.
 
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue};
@@ -54,7 +54,7 @@ fn takes(media: &[u8], family: &str, subtype: &str) -> Option<Precision> {
 }
 
 /// `q=0.5` in thousandths; a weight that is none counts as 0, for it is no wish that could be honoured.
-fn weight(parameter: &[u8]) -> Option<u16> {
+pub(super) fn weight(parameter: &[u8]) -> Option<u16> {
     let (name, value) = parameter.split_at_checked(2)?;
     if !name.eq_ignore_ascii_case(b"q=") {
         return None;

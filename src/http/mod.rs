@@ -1,6 +1,7 @@
 //! Rules of HTTP without I/O.
 
 pub mod accept;
+pub mod coding;
 pub mod conditional;
 pub mod cookie;
 pub mod date;

@@ -1,4 +1,4 @@
-//! The `Range` header: which part of a representation a client wants (RFC 9110 section 14).
+//! The `Range` header: which parts of a representation a client wants (RFC 9110 section 14).
 
 use std::ops::Range;
 
@@ -12,21 +12,57 @@ pub enum Wanted {
     Whole,
     /// These bytes (206); never empty.
     Part(Range<u64>),
+    /// At least two parts, none empty, no two of which touch, in the order in which they were asked for.
+    Parts(Vec<Range<u64>>),
     /// 416.
     Nothing,
 }
 
+/// As many ranges as one request may list; more are no use that a client could have, and the whole is sent instead.
+const MOST: usize = 100;
+
 /// Reads the `Range` header for a representation of `size` bytes.
 ///
-/// One that is malformed or in another unit is ignored, as section 14.2 allows. So is one that lists several
-/// ranges: a server may always answer with the whole, and only a few clients read `multipart/byteranges`.
+/// One that is malformed, too long or in another unit is ignored, as section 14.2 allows. Ranges that overlap or touch
+/// become one (section 15.3.7.2), so that no byte is sent twice, whatever is asked for. Those that hold nothing of the
+/// representation are left out as long as there are others.
 pub fn wanted(headers: &HeaderMap, size: u64) -> Wanted {
     let mut lines = headers.get_all(RANGE).iter();
     match (lines.next(), lines.next()) {
-        (Some(line), None) => parse(line.as_bytes()).map_or(Wanted::Whole, |spec| spec.of(size)),
-        // two lines are a list of ranges
+        (Some(line), None) => {
+            parse(line.as_bytes()).map_or(Wanted::Whole, |specs| of(&specs, size))
+        }
+        // a header that may stand once only
         _ => Wanted::Whole,
     }
+}
+
+fn of(specs: &[Spec], size: u64) -> Wanted {
+    let parts = specs.iter().filter_map(|spec| spec.of(size)).collect();
+    let mut parts = coalesced(parts);
+    match parts.len() {
+        0 => Wanted::Nothing,
+        1 => Wanted::Part(parts.remove(0)),
+        _ => Wanted::Parts(parts),
+    }
+}
+
+/// `parts` without overlaps; each stands where the first of what became it stood.
+fn coalesced(parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut sorted: Vec<(usize, Range<u64>)> = parts.into_iter().enumerate().collect();
+    sorted.sort_by_key(|(_, part)| part.start);
+    let mut merged: Vec<(usize, Range<u64>)> = Vec::with_capacity(sorted.len());
+    for (place, part) in sorted {
+        match merged.last_mut() {
+            Some((first, last)) if part.start <= last.end => {
+                last.end = last.end.max(part.end);
+                *first = place.min(*first);
+            }
+            _ => merged.push((place, part)),
+        }
+    }
+    merged.sort_by_key(|(place, _)| *place);
+    merged.into_iter().map(|(_, part)| part).collect()
 }
 
 /// `Content-Range` of an answer with a part.
@@ -52,26 +88,37 @@ enum Spec {
 }
 
 impl Spec {
-    fn of(self, size: u64) -> Wanted {
+    /// What it is of a representation of `size` bytes, if anything.
+    fn of(self, size: u64) -> Option<Range<u64>> {
         let part = match self {
             Spec::From(first) => first..size,
             Spec::FromTo(first, last) => first..size.min(last.saturating_add(1)),
             Spec::Last(length) => size.saturating_sub(length)..size,
         };
-        if part.is_empty() {
-            Wanted::Nothing
-        } else {
-            Wanted::Part(part)
-        }
+        (!part.is_empty()).then_some(part)
     }
 }
 
-fn parse(header: &[u8]) -> Option<Spec> {
-    let (unit, range) = header.split_at_checked("bytes=".len())?;
+fn parse(header: &[u8]) -> Option<Vec<Spec>> {
+    let (unit, list) = header.split_at_checked("bytes=".len())?;
     if !unit.eq_ignore_ascii_case(b"bytes=") {
         return None;
     }
-    let range = range.trim_ascii();
+    let mut specs = Vec::new();
+    for element in list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+        // empty elements of a list mean nothing (RFC 9110 section 5.6.1.2)
+        if element.is_empty() {
+            continue;
+        }
+        if specs.len() == MOST {
+            return None;
+        }
+        specs.push(parse_one(element)?);
+    }
+    (!specs.is_empty()).then_some(specs)
+}
+
+fn parse_one(range: &[u8]) -> Option<Spec> {
     let dash = range.iter().position(|&byte| byte == b'-')?;
     match (&range[..dash], &range[dash + 1..]) {
         (b"", length) => Some(Spec::Last(number(length)?)),
@@ -121,6 +168,12 @@ mod tests {
             ("bytes=0-18446744073709551615", 0..100),
             ("bytes=-99999999999999999999999", 0..100),
             ("Bytes= 1-2", 1..3),
+            ("bytes=1-2,", 1..3),
+            // what becomes one
+            ("bytes=0-1,2-3", 0..4),
+            ("bytes=50-, 40-60 ,-1", 40..100),
+            ("bytes=0-,0-,0-,0-", 0..100),
+            ("bytes=200-,5-5,-0", 5..6),
         ] {
             assert_eq!(of(header, 100), Wanted::Part(part), "{header}");
         }
@@ -133,6 +186,7 @@ mod tests {
             "bytes=100-200",
             "bytes=-0",
             "bytes=99999999999999999999999-",
+            "bytes=100-,-0,200-300",
         ] {
             assert_eq!(of(header, 100), Wanted::Nothing, "{header}");
         }
@@ -155,13 +209,39 @@ mod tests {
             "bytes=+1-2",
             "bytes=1 - 2",
             "bytes =1-2",
-            "bytes=0-1,3-4",
-            "bytes=0-1,",
+            "bytes=,",
+            "bytes=0-1,x",
+            "bytes=0-1,3-2",
+            "bytes=0-1;3-4",
             "lines=0-1",
             "bytes=0x1-2",
         ] {
             assert_eq!(of(header, 100), Wanted::Whole, "{header}");
         }
+    }
+
+    #[test]
+    fn several_parts() {
+        for (header, parts) in [
+            ("bytes=0-1,3-4", vec![0..2, 3..5]),
+            ("bytes=-1,0-0", vec![99..100, 0..1]),
+            ("bytes=0-0, ,50-60,2-3", vec![0..1, 50..61, 2..4]),
+            ("bytes=90-,5-10,8-20,200-", vec![90..100, 5..21]),
+            ("bytes=8-20,90-,5-10", vec![5..21, 90..100]),
+        ] {
+            assert_eq!(of(header, 100), Wanted::Parts(parts), "{header}");
+        }
+    }
+
+    #[test]
+    fn too_many_ranges_are_ignored() {
+        let list = |count: u64| {
+            let ranges: Vec<_> = (0..count).map(|i| format!("{0}-{0}", 2 * i)).collect();
+            format!("bytes={}", ranges.join(","))
+        };
+        let most = of(&list(MOST as u64), 1000);
+        assert!(matches!(most, Wanted::Parts(parts) if parts.len() == MOST));
+        assert_eq!(of(&list(MOST as u64 + 1), 1000), Wanted::Whole);
     }
 
     #[test]
@@ -184,6 +264,24 @@ mod tests {
         fn a_part_lies_within(header in "bytes=[0-9]{0,21}-[0-9]{0,21}", size in any::<u64>()) {
             if let Wanted::Part(part) = of(&header, size) {
                 prop_assert!(part.start < part.end && part.end <= size);
+            }
+        }
+
+        #[test]
+        fn parts_are_disjoint_and_hold_what_was_asked_for(
+            ranges in proptest::collection::vec((0u64..60, 0u64..10), 1..12),
+        ) {
+            let size = 50;
+            let list: Vec<_> = ranges.iter().map(|(at, more)| format!("{at}-{}", at + more)).collect();
+            let parts = match of(&format!("bytes={}", list.join(",")), size) {
+                Wanted::Parts(parts) => parts,
+                Wanted::Part(part) => vec![part],
+                _ => vec![],
+            };
+            for byte in 0..size {
+                let asked = ranges.iter().any(|(at, more)| (*at..=at + more).contains(&byte));
+                let times = parts.iter().filter(|part| part.contains(&byte)).count();
+                prop_assert_eq!(times, usize::from(asked));
             }
         }
 

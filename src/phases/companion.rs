@@ -1,7 +1,7 @@
 //! The companion service: files on listeners of their own, without the proxy's phases around them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::Method;
@@ -10,6 +10,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
 use super::{H2_IDLE_TIMEOUT, WRITE_TIMEOUT, send};
+use crate::exchange::vars::View;
 use crate::exchange::{Cx, Failure, Reply};
 use crate::http::{host, path};
 use crate::net::Connection;
@@ -60,7 +61,7 @@ impl HttpServerApp for Companion {
         connection.admit();
         let mut cx = Cx::new(Instant::now(), connection);
         cx.request_length = super::request_length(&session);
-        let reply = answer(&session, &mut cx, &snapshot);
+        let reply = answer(&session, &mut cx, &snapshot).await;
         let Reply { mut head, body } = send::with_page(reply, session.req_header());
         send::set_server(&mut head);
         let sent = match send::set_length(&mut head, &body) {
@@ -86,7 +87,7 @@ impl HttpServerApp for Companion {
     }
 }
 
-fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
+async fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
     let request = session.req_header();
     if request.method == Method::CONNECT {
         cx.failure = Some(Failure::MethodNotAllowed);
@@ -100,12 +101,15 @@ fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
         return send::failure(Failure::BadRequest);
     }
     match snapshot.statics.get(&cx.connection.listener) {
-        Some(files) => files.serve(
-            &request.method,
-            &request.headers,
-            &cx.path,
-            request.uri.query(),
-        ),
+        Some(files) => {
+            let view = View {
+                cx,
+                request,
+                response: None,
+                wall: SystemTime::now(),
+            };
+            files.serve(&view).await
+        }
         None => {
             cx.failure = Some(Failure::NoRoute);
             send::failure(Failure::NoRoute)

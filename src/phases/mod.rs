@@ -401,7 +401,7 @@ async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Optio
         }
     };
     let outcome = match flow {
-        Flow::Continue => act(&route, request, x, live),
+        Flow::Continue => act(&route, request, x, live).await,
         Flow::Reply(reply) => Ok(Some(reply)),
         Flow::Fail(failure) => Err(failure),
     };
@@ -411,7 +411,7 @@ async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Optio
     })
 }
 
-fn act(
+async fn act(
     route: &Route,
     request: &RequestHeader,
     x: &Exchange,
@@ -427,11 +427,7 @@ fn act(
         // Told here, before a backend is chosen, the client keeps its connection.
         Handler::Proxy(proxy) if proxy.pool.is_down() => Err(Failure::PoolDown),
         Handler::Proxy(_) => Ok(None),
-        Handler::Files(files) => {
-            let (method, headers) = (&request.method, &request.headers);
-            let reply = files.serve(method, headers, &x.cx.path, request.uri.query());
-            Ok(Some(reply))
-        }
+        Handler::Files(files) => Ok(Some(files.serve(&view()).await)),
         Handler::Redirect(redirect) => redirect.reply(&view()).map(Some),
         Handler::Respond(respond) => respond.reply(&view()).map(Some),
         Handler::Status => Ok(Some(status::reply(live))),

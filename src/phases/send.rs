@@ -11,7 +11,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::{Exchange, grpc};
-use crate::exchange::{Body, Failure, Reply};
+use crate::exchange::{Body, Failure, Parts, Reply};
 use crate::http::{accept, date};
 
 const SERVER: HeaderValue = HeaderValue::from_static("weir");
@@ -73,6 +73,13 @@ pub(super) async fn write(
             start,
             length,
         } => write_file(session, file, start, length).await?,
+        Body::Parts(Parts { file, parts, end }) => {
+            for (before, part) in parts {
+                session.write_response_body(before, false).await?;
+                write_file(session, file.clone(), part.start, part.end - part.start).await?;
+            }
+            session.write_response_body(end, false).await?;
+        }
     }
     session.finish_body().await
 }

@@ -4,218 +4,218 @@
 //! files: ./www                    # short for { root: ./www }
 //! ```
 //!
+//! ```yaml
+//! files: { root: ./app, try: ["$uri", "$uri/", /index.html] }       # a single-page application
+//! ```
+//!
 //! [`Files::serve`] is the whole of it: a request in, a reply out. The reply holds a small file as bytes and a large one
 //! as an open file, which the sender reads as fast as the client takes it. What a URL may reach is decided in two places:
 //! here by name (no dot-files, no backslash), and in `root` by where it leads.
 
+mod config;
+mod glob;
+mod listing;
+mod resource;
 mod root;
 #[cfg(test)]
 mod tests;
+mod tries;
 
-use std::fs::{File, Metadata};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::header::{
-    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED,
-    LOCATION,
-};
+use http::header::{ALLOW, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use nix::errno::Errno;
-use schemars::JsonSchema;
-use serde::de::MapAccess;
-use serde::{Deserialize, Deserializer};
 
-use crate::build::Build;
-use crate::exchange::{Body, Reply};
-use crate::http::conditional::{self, Verdict, Version};
-use crate::http::range::{self, Wanted};
-use crate::http::{date, mime, path};
-use crate::issue::At;
-use crate::value::FromShort;
-use crate::value::keys::{self, Keyed};
-use root::{Found, Missing, Root};
+use crate::exchange::Reply;
+use crate::exchange::vars::View;
+use crate::http::coding::{self, Coding};
+use crate::http::mime::Types;
+use crate::http::path;
+use glob::Glob;
+use listing::Listing;
+use resource::{Boundary, Resource};
+use root::{Found, Missing, Opened, Root};
+use tries::{Candidate, Tries};
 
-/// Answers with files from a folder. A URL that ends with a slash stands for the folder's index; one that names a folder
-/// without the slash is redirected to it. Links are followed as long as they lead to something within the folder.
-#[derive(Clone, Debug, PartialEq, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct Config {
-    /// Folder that the files are in, relative to the file that this stands in. The path of the request is looked up below
-    /// it. The folder is opened when the configuration is loaded: when another one takes its place (rather than its
-    /// files being changed), reload. nginx: `root`.
-    pub root: PathBuf,
-    /// Names of the file that answers for a folder; the first that exists does. nginx: `index`.
-    #[schemars(default = "default_index")]
-    pub index: Vec<String>,
-    /// Whether files and folders whose name begins with a dot are served. `.well-known` always is (RFC 8615).
-    #[schemars(default)]
-    pub hidden: bool,
-}
-
-fn default_index() -> Vec<String> {
-    vec!["index.html".to_owned()]
-}
-
-/// The root has to follow.
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            root: PathBuf::new(),
-            index: default_index(),
-            hidden: false,
-        }
-    }
-}
-
-impl Keyed for Config {
-    const EXPECTING: &'static str = "a folder, or a map with a `root`";
-    const KEYS: &'static [&'static str] = &["root", "index", "hidden"];
-
-    fn read<'de, A: MapAccess<'de>>(
-        &mut self,
-        key: &'static str,
-        map: &mut A,
-    ) -> Result<(), A::Error> {
-        match key {
-            "root" => self.root = map.next_value()?,
-            "index" => self.index = map.next_value()?,
-            "hidden" => self.hidden = map.next_value()?,
-            _ => unreachable!("`{key}` is not one of KEYS"),
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for Config {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Config, D::Error> {
-        keys::deserialize(deserializer)
-    }
-}
-
-impl FromShort for Config {
-    fn from_short(root: &str) -> Result<Config, String> {
-        if root.is_empty() {
-            return Err("expected a folder, found an empty string".to_owned());
-        }
-        Ok(Config {
-            root: root.into(),
-            ..Config::default()
-        })
-    }
-}
-
-impl Config {
-    pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Files> {
-        if self.root.as_os_str().is_empty() {
-            b.error(at, "needs a folder: `root`");
-            return None;
-        }
-        let at_index = at.key("index");
-        for (i, name) in self.index.iter().enumerate() {
-            if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\\', '\0']) {
-                b.error(
-                    &at_index.index(i),
-                    format!("`{name}` is not the name of a file"),
-                )
-                .hint("give a plain name, such as `index.html`; it is looked for in every folder");
-            }
-        }
-        let at_root = at.key("root");
-        // it would be the folder of the configuration, with its keys and passwords
-        if self.root.as_os_str().is_empty() {
-            b.error(&at_root, "expected a folder, found an empty string")
-                .hint("`.` is the folder that this file is in");
-            return None;
-        }
-        let path = b.path(&at_root, &self.root);
-        let root = match Root::open(&path) {
-            Ok(root) => root,
-            Err(error) => {
-                let path = path.display();
-                let message = match error {
-                    Errno::ENOENT => format!("there is no folder `{path}`"),
-                    Errno::ENOTDIR => format!("`{path}` is not a folder"),
-                    error => format!("cannot open the folder `{path}`: {}", error.desc()),
-                };
-                b.error(&at_root, message);
-                return None;
-            }
-        };
-        Some(Files {
-            root,
-            path,
-            index: self.index.clone(),
-            hidden: self.hidden,
-        })
-    }
-}
-
-/// What a file may weigh to be read at once, on the worker that serves the request.
-///
-/// To look up and read 64 KiB that the kernel has in memory took 15 us, the look-up alone 4 us; the same on a thread of
-/// the blocking pool took 75 us, for it wakes another thread and is woken in turn. A disk that has to be waited for
-/// stops the worker for the length of one read, as in nginx without `aio`. What is larger is read by the sender, off the
-/// worker.
-const SMALL: u64 = 64 * 1024;
+pub use config::Config;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
-const BYTES: HeaderValue = HeaderValue::from_static("bytes");
+
+/// Statuses for which there can be a page, beside the one that `try` gives.
+const FAILURES: [StatusCode; 7] = [
+    StatusCode::FORBIDDEN,
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::PRECONDITION_FAILED,
+    StatusCode::RANGE_NOT_SATISFIABLE,
+    StatusCode::INTERNAL_SERVER_ERROR,
+    StatusCode::SERVICE_UNAVAILABLE,
+];
 
 /// A folder, ready to serve from.
 #[derive(Debug)]
 pub struct Files {
-    root: Root,
+    root: Arc<Root>,
     /// Where the folder was, for the log.
     path: PathBuf,
     index: Vec<String>,
+    tries: Option<Tries>,
+    listing: Option<Listing>,
+    precompressed: Vec<Coding>,
+    types: Types,
+    /// The first that takes the file counts.
+    cache_control: Vec<(Glob, HeaderValue)>,
+    /// Paths of pages, without their first slash.
+    errors: HashMap<StatusCode, String>,
+    boundary: Boundary,
     hidden: bool,
 }
 
+/// What a URL stands for.
+enum Target<'a> {
+    File(Resource),
+    /// A folder without index.
+    Listing(&'a Listing, listing::Folder),
+    /// A folder, but the slash at the end is missing.
+    Folder,
+    /// Nothing, and this is what `try` says about it.
+    Nothing(StatusCode),
+}
+
 impl Files {
-    /// Answers a request for the normalised `path`; `query` is needed for redirects only.
+    /// Answers a request for the path that the exchange has by now.
     ///
-    /// An answer of 400 and above has no body. One to HEAD has none either, but the `Content-Length` that GET would get.
-    pub fn serve(
-        &self,
-        method: &Method,
-        headers: &HeaderMap,
-        path: &str,
-        query: Option<&str>,
-    ) -> Reply {
-        match *method {
+    /// An answer of 400 and above has no body where there is no page for it. One to HEAD may have none and the
+    /// `Content-Length` that GET would get.
+    pub async fn serve(&self, view: &View<'_>) -> Reply {
+        let mut reply = self.answer(view).await;
+        if let Some(page) = self.errors.get(&reply.head.status) {
+            self.add_page(&mut reply, page, &view.request.headers);
+        }
+        reply
+    }
+
+    async fn answer(&self, view: &View<'_>) -> Reply {
+        let request = view.request;
+        match request.method {
             Method::GET | Method::HEAD => {}
             Method::OPTIONS => return methods(StatusCode::NO_CONTENT),
             _ => return methods(StatusCode::METHOD_NOT_ALLOWED),
         }
-        match self.find(path) {
-            Ok(Target::File(file)) => file.reply(method, headers).unwrap_or_else(|error| {
-                log::error!("cannot read {path:?} in {:?}: {error}", self.path);
-                Reply::empty(StatusCode::INTERNAL_SERVER_ERROR)
-            }),
-            Ok(Target::Folder) => to_folder(path, query),
+        let path = &view.cx.path;
+        match self.find(view) {
+            Ok(Target::File(file)) => {
+                let reply = file.reply(&request.method, &request.headers, &self.boundary);
+                reply.unwrap_or_else(|error| {
+                    log::error!("cannot read {path:?} in {:?}: {error}", self.path);
+                    Reply::empty(StatusCode::INTERNAL_SERVER_ERROR)
+                })
+            }
+            Ok(Target::Listing(listing, folder)) => {
+                let query = request.uri.query();
+                let root = self.root.clone();
+                let reply = listing.reply(root, folder, query, &request.headers).await;
+                reply.unwrap_or_else(|missing| self.missing(path, missing))
+            }
+            Ok(Target::Folder) => to_folder(&asked(view), request.uri.query()),
+            Ok(Target::Nothing(status)) => Reply::empty(status),
             Err(missing) => self.missing(path, missing),
         }
     }
 
-    fn find(&self, path: &str) -> Result<Target, Missing> {
-        let relative = self.allowed(path).ok_or(Missing::NotFound)?;
-        if !relative.is_empty() && !relative.ends_with('/') {
-            return Ok(match self.root.find(relative)? {
-                Found::File(file, metadata) => {
-                    Target::File(Resource::new(relative, file, metadata))
-                }
-                Found::Folder => Target::Folder,
-            });
+    fn find(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
+        match &self.tries {
+            Some(tries) => self.find_first(tries, view),
+            None => self.find_path(view),
         }
+    }
+
+    fn find_path(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
+        let headers = &view.request.headers;
+        let relative = self.allowed(&view.cx.path).ok_or(Missing::NotFound)?;
+        if relative.is_empty() || relative.ends_with('/') {
+            return match is_slash_missing(view) {
+                true => Ok(Target::Folder),
+                false => self.find_folder(relative, view),
+            };
+        }
+        match self.root.find(relative)? {
+            Found::File(opened) => Ok(Target::File(self.resource(relative, opened, headers))),
+            Found::Folder if is_slash_missing(view) => Ok(Target::Folder),
+            // a rewrite took the slash
+            Found::Folder => self.find_folder(&format!("{relative}/"), view),
+        }
+    }
+
+    fn find_first(&self, tries: &Tries, view: &View<'_>) -> Result<Target<'_>, Missing> {
+        for candidate in &tries.candidates {
+            match self.find_candidate(candidate, view) {
+                Err(Missing::NotFound) => {}
+                found => return found,
+            }
+        }
+        Ok(Target::Nothing(tries.status))
+    }
+
+    fn find_candidate(
+        &self,
+        candidate: &Candidate,
+        view: &View<'_>,
+    ) -> Result<Target<'_>, Missing> {
+        let headers = &view.request.headers;
+        let path = candidate.path(view);
+        let relative = self.allowed(&path).ok_or(Missing::NotFound)?;
+        match candidate {
+            Candidate::Folder(_) => {
+                // Another folder than that of the URL only lends its index: links of a listing would lead astray.
+                if view.cx.path.trim_end_matches('/') != path.trim_end_matches('/') {
+                    return self.find_index(relative, headers);
+                }
+                let found = self.find_folder(relative, view)?;
+                match is_slash_missing(view) {
+                    true => Ok(Target::Folder),
+                    false => Ok(found),
+                }
+            }
+            Candidate::File(_) if relative.is_empty() || relative.ends_with('/') => {
+                Err(Missing::NotFound)
+            }
+            Candidate::File(_) => match self.root.find(relative)? {
+                Found::File(opened) => Ok(Target::File(self.resource(relative, opened, headers))),
+                Found::Folder => Err(Missing::NotFound),
+            },
+        }
+    }
+
+    /// What answers for the folder `relative` of the URL, which is empty or ends with a slash.
+    fn find_folder(&self, relative: &str, view: &View<'_>) -> Result<Target<'_>, Missing> {
+        let found = self.find_index(relative, &view.request.headers);
+        let (Err(Missing::NotFound), Some(listing)) = (&found, &self.listing) else {
+            return found;
+        };
+        match self.root.find(relative.trim_end_matches('/'))? {
+            Found::Folder => {
+                let folder = listing::Folder {
+                    relative: relative.to_owned(),
+                    url: asked(view).into_owned(),
+                    hidden: self.hidden,
+                };
+                Ok(Target::Listing(listing, folder))
+            }
+            Found::File(_) => Err(Missing::NotFound),
+        }
+    }
+
+    fn find_index(&self, relative: &str, headers: &HeaderMap) -> Result<Target<'_>, Missing> {
         for name in &self.index {
-            match self.root.find(&format!("{relative}{name}")) {
-                Ok(Found::File(file, metadata)) => {
-                    return Ok(Target::File(Resource::new(name, file, metadata)));
+            let index = format!("{relative}{name}");
+            match self.root.find(&index) {
+                Ok(Found::File(opened)) => {
+                    return Ok(Target::File(self.resource(&index, opened, headers)));
                 }
                 Ok(Found::Folder) | Err(Missing::NotFound) => {}
                 Err(missing) => return Err(missing),
@@ -226,20 +226,72 @@ impl Files {
         Err(Missing::NotFound)
     }
 
+    /// The file at `relative`, or the one beside it in a coding that the client likes better.
+    fn resource(&self, relative: &str, opened: Opened, headers: &HeaderMap) -> Resource {
+        let rule = |(glob, _): &&(Glob, HeaderValue)| glob.takes(relative);
+        let cache_control = self.cache_control.iter().find(rule);
+        let (coding, has_variants, opened) = match self.precompressed.is_empty() {
+            true => (None, false, opened),
+            false => self.variant(relative, opened, headers),
+        };
+        let mut resource = Resource::new(opened);
+        resource.content_type = self.types.of(relative);
+        resource.coding = coding;
+        resource.has_variants = has_variants;
+        resource.cache_control = cache_control.map(|(_, value)| value.clone());
+        resource
+    }
+
+    /// A coding and what was opened for it, and whether another request could have got another.
+    fn variant(
+        &self,
+        relative: &str,
+        opened: Opened,
+        headers: &HeaderMap,
+    ) -> (Option<Coding>, bool, Opened) {
+        let beside = |coding: &Coding| {
+            let name = format!("{relative}{}", coding.suffix());
+            match self.root.find(&name) {
+                Ok(Found::File(opened)) => Some(opened),
+                // the file itself is there: what is wrong with this one need not be the client's trouble
+                Ok(Found::Folder) | Err(_) => None,
+            }
+        };
+        let preferred = coding::preferred(headers, &self.precompressed);
+        for coding in &preferred {
+            if let Some(encoded) = beside(coding) {
+                return (Some(*coding), true, encoded);
+            }
+        }
+        let mut others = self.precompressed.iter();
+        let has_variants =
+            others.any(|other| !preferred.contains(other) && beside(other).is_some());
+        (None, has_variants, opened)
+    }
+
+    /// Makes the file at `page` the body of an answer without one.
+    fn add_page(&self, reply: &mut Reply, page: &str, headers: &HeaderMap) {
+        match self.root.find(page) {
+            Ok(Found::File(opened)) => {
+                let page = self.resource(page, opened, headers);
+                if let Err(error) = page.become_body(reply) {
+                    log::error!("cannot read an error page in {:?}: {error}", self.path);
+                }
+            }
+            // it was reported when the configuration was loaded, and the client has an answer without it
+            Ok(Found::Folder) | Err(_) => {}
+        }
+    }
+
     /// `path` without its first slash, if it may be looked for.
     ///
-    /// Dot segments and empty ones are gone from a normalised path, but a rewrite can make new ones. A backslash in the
-    /// name of a file is hardly more than an attempt to get around somebody's filter.
+    /// Dot segments and empty ones are gone from a normalised path, but a rewrite can make new ones.
     fn allowed<'a>(&self, path: &'a str) -> Option<&'a str> {
         let relative = path.strip_prefix('/')?;
         let names = relative.strip_suffix('/').unwrap_or(relative);
-        let is_allowed = |name: &str| match name {
-            "" | "." | ".." => false,
-            ".well-known" => true,
-            name => self.hidden || !name.starts_with('.'),
-        };
-        let allowed = relative.is_empty() || names.split('/').all(is_allowed);
-        (allowed && !relative.contains(['\\', '\0'])).then_some(relative)
+        let allowed =
+            relative.is_empty() || names.split('/').all(|name| is_visible(name, self.hidden));
+        allowed.then_some(relative)
     }
 
     fn missing(&self, path: &str, missing: Missing) -> Reply {
@@ -265,124 +317,37 @@ impl Files {
     }
 }
 
-/// What a URL stands for.
-enum Target {
-    File(Resource),
-    /// A folder, but the slash at the end is missing.
-    Folder,
-}
-
-/// A file as HTTP sees it.
-struct Resource {
-    file: File,
-    size: u64,
-    content_type: HeaderValue,
-    etag: HeaderValue,
-    /// Seconds since 1970; `None` before.
-    modified: Option<u64>,
-}
-
-impl Resource {
-    fn new(name: &str, file: File, metadata: Metadata) -> Resource {
-        Resource {
-            file,
-            size: metadata.len(),
-            content_type: mime::content_type(name),
-            etag: etag(&metadata),
-            modified: u64::try_from(metadata.mtime()).ok(),
-        }
-    }
-
-    fn reply(self, method: &Method, headers: &HeaderMap) -> io::Result<Reply> {
-        let version = Version {
-            etag: self.etag.as_bytes(),
-            modified: self.modified,
-        };
-        let verdict = conditional::evaluate(method, headers, &version);
-        // ranges are for GET alone (RFC 9110 section 14.2)
-        let wanted = match method == Method::GET && conditional::range_applies(headers, &version) {
-            true => range::wanted(headers, self.size),
-            false => Wanted::Whole,
-        };
-        let size = self.size;
-        match (verdict, wanted) {
-            (Verdict::NotModified, _) => Ok(self.start(StatusCode::NOT_MODIFIED).0),
-            (Verdict::Failed, _) => Ok(Reply::empty(StatusCode::PRECONDITION_FAILED)),
-            (Verdict::Proceed, Wanted::Whole) if method == Method::HEAD => {
-                let (mut reply, _) = self.start(StatusCode::OK);
-                set(&mut reply, CONTENT_LENGTH, size.into());
-                Ok(reply)
-            }
-            (Verdict::Proceed, Wanted::Whole) => {
-                let (mut reply, file) = self.start(StatusCode::OK);
-                reply.body = body(file, 0..size)?;
-                Ok(reply)
-            }
-            (Verdict::Proceed, Wanted::Part(part)) => {
-                let (mut reply, file) = self.start(StatusCode::PARTIAL_CONTENT);
-                let content_range = range::content_range(&part, size);
-                set(&mut reply, CONTENT_RANGE, content_range);
-                reply.body = body(file, part)?;
-                Ok(reply)
-            }
-            (Verdict::Proceed, Wanted::Nothing) => {
-                let mut reply = Reply::empty(StatusCode::RANGE_NOT_SATISFIABLE);
-                let content_range = range::content_range_unsatisfied(size);
-                set(&mut reply, CONTENT_RANGE, content_range);
-                Ok(reply)
-            }
-        }
-    }
-
-    /// The header that tells about this file; a 304 repeats only what a cache compares by (RFC 9110 section 15.4.5).
-    fn start(self, status: StatusCode) -> (Reply, File) {
-        let mut reply = Reply::empty(status);
-        set(&mut reply, ETAG, self.etag);
-        if let Some(modified) = self.modified.and_then(date::format) {
-            set(&mut reply, LAST_MODIFIED, modified);
-        }
-        if status != StatusCode::NOT_MODIFIED {
-            set(&mut reply, CONTENT_TYPE, self.content_type);
-            set(&mut reply, ACCEPT_RANGES, BYTES);
-        }
-        (reply, self.file)
+/// Whether a client may know of a file or folder with this name; `hidden`: of dot-files too. A backslash in the name of a file
+/// is hardly more than an attempt to get around somebody's filter.
+fn is_visible(name: &str, hidden: bool) -> bool {
+    match name {
+        "" | "." | ".." => false,
+        ".well-known" => true,
+        name => (hidden || !name.starts_with('.')) && !name.contains(['\\', '\0']),
     }
 }
 
-/// A strong tag: a file that is replaced has another inode, one that is written to another time or size.
-fn etag(metadata: &Metadata) -> HeaderValue {
-    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-    let (size, inode) = (metadata.size(), metadata.ino());
-    let tag = format!("\"{seconds:x}.{nanoseconds:x}-{size:x}-{inode:x}\"");
-    HeaderValue::try_from(tag).expect("hexadecimal digits and punctuation make a header value")
+/// The path that the client asked for, before any rewrite. Redirects lead to it: what a rewrite makes is nothing that the
+/// client could ask for.
+fn asked<'a>(view: &View<'a>) -> Cow<'a, str> {
+    let path = match view.cx.target {
+        Some(_) => path::normalise(view.request.uri.path()).ok(),
+        None => None,
+    };
+    path.unwrap_or(Cow::Borrowed(&view.cx.path))
 }
 
-fn body(mut file: File, part: Range<u64>) -> io::Result<Body> {
-    let length = part.end - part.start;
-    if length > SMALL {
-        return Ok(Body::File {
-            file: Arc::new(file),
-            start: part.start,
-            length,
-        });
+/// Whether the client asked for a folder without the slash at the end, so that relative links in what answers for the
+/// folder would lead astray.
+fn is_slash_missing(view: &View<'_>) -> bool {
+    match view.cx.path.ends_with('/') {
+        true => view.cx.is_stripped_whole,
+        false => !asked(view).ends_with('/'),
     }
-    let mut bytes = Vec::with_capacity(length as usize);
-    if part.start > 0 {
-        file.seek(SeekFrom::Start(part.start))?;
-    }
-    file.take(length).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 != length {
-        // somebody is writing to it; what was read belongs to no version that a tag could name
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "it became shorter while it was read",
-        ));
-    }
-    Ok(Body::Bytes(Bytes::from(bytes)))
 }
 
-/// 301 to the same path with a slash at its end. The path begins with exactly one slash, for two would name a host, and
-/// holds no backslash, which browsers take for a slash: [`Files::allowed`] sees to both.
+/// 301 to the same path with a slash at its end. A normalised path begins with exactly one slash (two would name a host),
+/// and encoded it holds no backslash, which browsers take for a slash.
 fn to_folder(path: &str, query: Option<&str>) -> Reply {
     let path = path::encode(path);
     let location = match query {

@@ -3,16 +3,19 @@
 //! Looking at a path and opening it afterwards cannot be made safe: a symbolic link can change in between. So the kernel
 //! does both at once (`openat2` with `RESOLVE_BENEATH`), relative to a folder that was opened when the configuration was
 //! loaded. Where the kernel or a sandbox does not know that call, each component is opened from the one before without
-//! following links, which comes to the same.
+//! following links, which comes to the same. Only `symlinks: follow` gives that up, and only for links.
 
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use nix::dir::{Dir, OwningIter, Type};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 /// `O_NONBLOCK`: opening a FIFO must not wait for a writer. It has no effect on regular files.
 const READ: OFlag = OFlag::O_RDONLY
@@ -27,18 +30,35 @@ const FOLDER: OFlag = NAME.union(OFlag::O_DIRECTORY);
 /// How often a lookup is repeated that the kernel gave up because something was renamed meanwhile.
 const ATTEMPTS: usize = 8;
 
+/// Which symbolic links below the root are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Symlinks {
+    /// Those that end within the root, however they are written.
+    #[default]
+    FollowInside,
+    /// All, wherever they lead.
+    Follow,
+    /// None: what is behind a link is not there.
+    Deny,
+}
+
 /// An open folder.
 #[derive(Debug)]
 pub struct Root {
     folder: OwnedFd,
+    symlinks: Symlinks,
     /// Whether `openat2` can be used; decided once, as it does not change under a running process.
     openat2: bool,
 }
 
+/// A regular file, and what the kernel knew of it when it was opened.
+pub type Opened = (File, Metadata);
+
 /// What a path leads to.
 #[derive(Debug)]
 pub enum Found {
-    File(File, Metadata),
+    File(Opened),
     Folder,
 }
 
@@ -51,6 +71,76 @@ pub enum Missing {
     Forbidden,
     /// It may be there, but something on this machine is exhausted or broken.
     Broken(Errno),
+}
+
+/// What a look at a file tells, without opening it.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts(FileStat);
+
+impl Facts {
+    pub fn is_file(self) -> bool {
+        self.is(SFlag::S_IFREG)
+    }
+
+    pub fn is_folder(self) -> bool {
+        self.is(SFlag::S_IFDIR)
+    }
+
+    pub fn is_link(self) -> bool {
+        self.is(SFlag::S_IFLNK)
+    }
+
+    fn is(self, kind: SFlag) -> bool {
+        SFlag::from_bits_truncate(self.0.st_mode) & SFlag::S_IFMT == kind
+    }
+
+    pub fn size(self) -> u64 {
+        // no file is smaller than nothing
+        u64::try_from(self.0.st_size).unwrap_or(0)
+    }
+
+    /// Seconds since 1970.
+    pub fn modified(self) -> i64 {
+        self.0.st_mtime
+    }
+}
+
+/// What is in a folder, entry by entry; names that are not UTF-8, which no request can name, are left out.
+pub struct Children {
+    folder: OwnedFd,
+    entries: OwningIter,
+}
+
+pub struct Child {
+    pub name: String,
+    /// `None` where the file system does not tell it.
+    pub kind: Option<Type>,
+}
+
+impl Children {
+    /// About the entry itself, even if it is a link.
+    pub fn facts(&self, name: &str) -> nix::Result<Facts> {
+        fstatat(&self.folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(Facts)
+    }
+}
+
+impl Iterator for Children {
+    type Item = Result<Child, Missing>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let entry = match self.entries.next()? {
+                Ok(entry) => entry,
+                Err(error) => return Some(Err(error.into())),
+            };
+            if let Ok(name) = entry.file_name().to_str() {
+                return Some(Ok(Child {
+                    name: name.to_owned(),
+                    kind: entry.file_type(),
+                }));
+            }
+        }
+    }
 }
 
 impl From<Errno> for Missing {
@@ -68,15 +158,25 @@ impl From<Errno> for Missing {
 }
 
 impl Root {
-    pub fn open(path: &Path) -> nix::Result<Root> {
+    pub fn open(path: &Path, symlinks: Symlinks) -> nix::Result<Root> {
         let folder = open(path, FOLDER, Mode::empty())?;
-        let openat2 = match beneath(folder.as_fd(), Path::new("."), FOLDER) {
+        let resolve = ResolveFlag::RESOLVE_BENEATH;
+        let openat2 = match resolved(folder.as_fd(), Path::new("."), FOLDER, resolve) {
             Ok(_) => true,
             // an old kernel; a sandbox whose list of calls is old
             Err(Errno::ENOSYS | Errno::EPERM) => false,
             Err(error) => return Err(error),
         };
-        Ok(Root { folder, openat2 })
+        Ok(Root {
+            folder,
+            symlinks,
+            openat2,
+        })
+    }
+
+    #[cfg(test)]
+    pub fn symlinks(&self) -> Symlinks {
+        self.symlinks
     }
 
     /// As on a kernel that does not know `openat2`.
@@ -86,8 +186,7 @@ impl Root {
         self
     }
 
-    /// Opens what stands at `relative`, which begins with no slash and holds no `..`. Links are followed as long as
-    /// they lead to something within the folder, however they are written.
+    /// Opens what stands at `relative`, which begins with no slash and holds no `..`.
     pub fn find(&self, relative: &str) -> Result<Found, Missing> {
         let relative = Path::new(relative);
         let file = match self.follow(relative, READ) {
@@ -98,10 +197,25 @@ impl Root {
         };
         let metadata = file.metadata().map_err(broken)?;
         match metadata.file_type() {
-            kind if kind.is_file() => Ok(Found::File(file, metadata)),
+            kind if kind.is_file() => Ok(Found::File((file, metadata))),
             kind if kind.is_dir() => Ok(Found::Folder),
             _ => Err(Missing::NotFound),
         }
+    }
+
+    /// What is in the folder `relative`.
+    pub fn children(&self, relative: &str) -> Result<Children, Missing> {
+        let folder = self.follow(Path::new(relative), READ | OFlag::O_DIRECTORY)?;
+        Ok(Children {
+            folder: folder.try_clone().map_err(broken)?,
+            entries: Dir::from_fd(folder)?.into_iter(),
+        })
+    }
+
+    /// About what stands at `relative`, at the end of its links.
+    pub fn facts(&self, relative: &str) -> Result<Facts, Missing> {
+        let end = self.follow(Path::new(relative), NAME)?;
+        Ok(fstat(&end).map(Facts)?)
     }
 
     fn find_unreadable(&self, relative: &Path) -> Result<Found, Missing> {
@@ -112,6 +226,14 @@ impl Root {
     }
 
     fn follow(&self, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+        match self.symlinks {
+            Symlinks::FollowInside => self.follow_inside(relative, flags),
+            Symlinks::Follow => self.follow_anywhere(relative, flags),
+            Symlinks::Deny => self.open_beneath(relative, flags),
+        }
+    }
+
+    fn follow_inside(&self, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
         match self.open_beneath(relative, flags) {
             // A link stopped it. `openat2` refuses absolute links, and those that climb out and come back in, even
             // when they end within the folder; without it, any link.
@@ -133,24 +255,44 @@ impl Root {
         Ok(inside.to_owned())
     }
 
-    fn open_beneath(&self, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-        // the folder itself
-        let relative = match relative.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => relative,
-        };
-        if self.openat2 {
-            beneath(self.folder.as_fd(), relative, flags)
-        } else {
-            walk(self.folder.as_fd(), relative, flags)
+    /// Only a link may lead out of the folder, not the path.
+    fn follow_anywhere(&self, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+        let relative = or_itself(relative);
+        if !relative.components().all(leads_down) {
+            return Err(Errno::EXDEV);
         }
+        match self.openat2 {
+            true => resolved(
+                self.folder.as_fd(),
+                relative,
+                flags,
+                ResolveFlag::RESOLVE_NO_MAGICLINKS,
+            ),
+            false => openat(&self.folder, relative, flags, Mode::empty()),
+        }
+    }
+
+    fn open_beneath(&self, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+        let relative = or_itself(relative);
+        if !self.openat2 {
+            return walk(self.folder.as_fd(), relative, flags);
+        }
+        let resolve = match self.symlinks {
+            Symlinks::Deny => ResolveFlag::RESOLVE_NO_SYMLINKS,
+            _ => ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        };
+        let resolve = resolve | ResolveFlag::RESOLVE_BENEATH;
+        resolved(self.folder.as_fd(), relative, flags, resolve)
     }
 }
 
-fn beneath(folder: BorrowedFd<'_>, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(flags)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+fn resolved(
+    folder: BorrowedFd<'_>,
+    relative: &Path,
+    flags: OFlag,
+    resolve: ResolveFlag,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(flags).resolve(resolve);
     for _ in 1..ATTEMPTS {
         match openat2(folder, relative, how) {
             Err(Errno::EAGAIN | Errno::EINTR) => continue,
@@ -160,12 +302,24 @@ fn beneath(folder: BorrowedFd<'_>, relative: &Path, flags: OFlag) -> nix::Result
     openat2(folder, relative, how)
 }
 
+/// No system call knows the folder itself by an empty path.
+fn or_itself(relative: &Path) -> &Path {
+    match relative.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => relative,
+    }
+}
+
+fn leads_down(component: Component<'_>) -> bool {
+    matches!(component, Component::Normal(_) | Component::CurDir)
+}
+
 /// Component by component, following no link.
 fn walk(folder: BorrowedFd<'_>, relative: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
     let mut above: Option<OwnedFd> = None;
     let mut components = relative.components().peekable();
     while let Some(component) = components.next() {
-        if !matches!(component, Component::Normal(_) | Component::CurDir) {
+        if !leads_down(component) {
             return Err(Errno::EXDEV);
         }
         let flags = match components.peek() {
@@ -180,7 +334,12 @@ fn walk(folder: BorrowedFd<'_>, relative: &Path, flags: OFlag) -> nix::Result<Ow
             Mode::empty(),
         )?);
     }
-    above.ok_or(Errno::ENOENT)
+    let end = above.ok_or(Errno::ENOENT)?;
+    // a handle that only names a place names the link, where any other would not be given
+    if flags.contains(OFlag::O_PATH) && Facts(fstat(&end)?).is_link() {
+        return Err(Errno::ELOOP);
+    }
+    Ok(end)
 }
 
 /// Where an open file stands now.
