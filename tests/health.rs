@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::harness::certs::Authority;
 use crate::harness::client::get;
 use crate::harness::grpc::{GrpcOrigin, Says};
 use crate::harness::origin::{Behaviour, Origin};
+use crate::harness::secure::SecureOrigin;
 use crate::harness::wait::{PATIENCE, eventually};
 use crate::harness::{Setup, Weir};
 
@@ -232,4 +234,69 @@ fn member_that_fails_its_first_probe_never_gets_a_request() {
     weir.reload(&unchecked);
     weir.reload(&checked);
     assert!(bodies().any(|body| body == "a"));
+}
+
+#[test]
+fn probes_speak_what_the_pool_speaks() {
+    const BOTH: &[u8] = b"\x02h2\x08http/1.1";
+    let setup = Setup::new();
+    let authority = Authority::new();
+    authority.write(setup.dir(), "ca.pem");
+    let pair = authority.issue(setup.dir(), "app", &["app.internal"]);
+    let (plain, secure) = (SecureOrigin::h2c(), SecureOrigin::tls(&pair, BOTH));
+    let trusted = "tls: { sni: app.internal, ca: ca.pem }";
+    let says = |text: &str| format!("{{ http: {{ body: {{ contains: '{text}' }} }} }}");
+    let pools = [
+        (&plain, "protocol: h2c", says("h2 plain"), None),
+        (&secure, trusted, says("h1 TLSv1.3 for app.internal"), None),
+        (
+            &secure,
+            &*format!("{trusted}, protocol: h2"),
+            says("h2 TLSv1.3 for app.internal"),
+            None,
+        ),
+        (
+            &secure,
+            trusted,
+            "{ grpc: {} }".to_owned(),
+            Some("the answer is no message of the health service"),
+        ),
+        (
+            &secure,
+            "tls: true",
+            "{ tcp: {} }".to_owned(),
+            Some("CERTIFICATE_VERIFY_FAILED"),
+        ),
+    ]
+    .map(|(origin, keys, health, reason)| {
+        let health = health.replacen('{', "{ interval: 20ms, rise: 1, fall: 1, ", 1);
+        let pool = format!("{{ backends: ['{origin}'], {keys}, health: {health} }}");
+        (pool, reason)
+    });
+    let document: String = pools
+        .iter()
+        .enumerate()
+        .map(|(i, (pool, _))| format!("  p{i}: {pool}\n"))
+        .collect();
+    let weir = setup.allow("is down").start(&format!(
+        "listeners: {{ http: {{ bind: '127.0.0.1:{{http}}' }} }}\npools:\n{document}\
+         sites: {{ main: {{ hosts: ['*'], routes: [{{ status: {{}} }}] }} }}\n"
+    ));
+    for (i, (pool, reason)) in pools.iter().enumerate() {
+        let member = || {
+            let page: Value = serde_json::from_str(weir.get("/").text()).expect("JSON");
+            page["pools"][i]["members"][0].clone()
+        };
+        eventually(PATIENCE, || !member()["probe"].is_null());
+        let error = member()["probe"]["error"].clone();
+        match reason {
+            None => assert!(error.is_null(), "{pool}: {error}"),
+            Some(reason) => {
+                assert!(
+                    error.as_str().unwrap_or_default().contains(reason),
+                    "{error}"
+                );
+            }
+        }
+    }
 }

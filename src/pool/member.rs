@@ -39,7 +39,7 @@ pub struct Member {
     name: Arc<str>,
     dialer: Arc<Dialer>,
     health: Arc<Health>,
-    breaker: Breaker,
+    breaker: Arc<Breaker>,
     /// What judges the requests that it gets, if anything does.
     passive: Option<Arc<Passive>>,
     kept: Arc<Kept>,
@@ -102,7 +102,7 @@ impl Member {
             dialer: Dialer::new(connector, place.address.clone(), &place.authority),
             place,
             health: Arc::default(),
-            breaker: Breaker::default(),
+            breaker: Arc::default(),
             passive: None,
             kept: Arc::default(),
             post: OnceLock::new(),
@@ -126,18 +126,16 @@ impl Member {
     }
 
     /// Takes the seat of `previous` in the same pool: it is the same server, of which the file or name servers say
-    /// something else now, and probes of either are probes of both.
+    /// something else now, and what probes and requests say of either they say of both.
     pub fn replace(&mut self, previous: &Member) {
         self.kept = previous.kept.clone();
         self.health = previous.health.clone();
-        self.breaker = previous.breaker.copy();
+        self.breaker = previous.breaker.clone();
     }
 
-    /// Is down until its first probe, which decides alone; unless it was probed already.
+    /// Is down until its first probe, which decides alone.
     pub fn await_probe(&mut self) {
-        if !self.health.is_known() {
-            self.health = Arc::new(Health::unknown());
-        }
+        self.health = Arc::new(Health::unknown());
     }
 
     /// From now on what comes of requests decides whether it gets more of them.
@@ -147,7 +145,7 @@ impl Member {
 
     /// Is in or out as that member is, and goes its own way from there.
     pub fn adopt_breaker(&mut self, previous: &Member) {
-        self.breaker = previous.breaker.copy();
+        self.breaker = Arc::new(previous.breaker.copy());
     }
 
     pub fn place(&self) -> &Place {

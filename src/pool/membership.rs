@@ -23,11 +23,31 @@ use super::{Member, Place};
 pub struct Membership {
     backends: Box<[Backend]>,
     resolver: Resolver,
-    /// What makes up the connections to each member.
-    connector: Arc<Connector>,
-    /// What judges the requests that members get, if anything does.
-    passive: Option<Arc<Passive>>,
+    mould: Mould,
     current: Mutex<Current>,
+}
+
+/// What all members of a pool have in common.
+pub struct Mould {
+    /// What makes up the connections to each.
+    pub connector: Arc<Connector>,
+    /// What judges the requests that they get, if anything does.
+    pub passive: Option<Arc<Passive>>,
+    /// Whether they are down until their first probe.
+    pub waits: bool,
+}
+
+impl Mould {
+    fn make(&self, place: Place) -> Member {
+        let mut member = Member::new(place, self.connector.clone());
+        if let Some(passive) = &self.passive {
+            member.watch(passive.clone());
+        }
+        if self.waits {
+            member.await_probe();
+        }
+        member
+    }
 }
 
 struct Current {
@@ -42,37 +62,21 @@ impl Membership {
         backends: Vec<Backend>,
         answers: Vec<Option<Known>>,
         resolver: Resolver,
-        connector: Arc<Connector>,
-        passive: Option<Arc<Passive>>,
+        mould: Mould,
         adopt: impl Fn(&mut Member),
     ) -> Membership {
-        let places = places(&backends, &answers);
-        let mut membership = Membership {
-            backends: backends.into(),
-            resolver,
-            connector,
-            passive,
-            current: Mutex::new(Current {
-                answers,
-                members: Arc::default(),
-            }),
-        };
         let make = |place| {
-            let mut member = membership.make(place);
+            let mut member = mould.make(place);
             adopt(&mut member);
             Arc::new(member)
         };
-        let members = places.into_iter().map(make).collect();
-        membership.current.get_mut().members = members;
-        membership
-    }
-
-    fn make(&self, place: Place) -> Member {
-        let mut member = Member::new(place, self.connector.clone());
-        if let Some(passive) = &self.passive {
-            member.watch(passive.clone());
+        let members = places(&backends, &answers).into_iter().map(make).collect();
+        Membership {
+            backends: backends.into(),
+            resolver,
+            mould,
+            current: Mutex::new(Current { answers, members }),
         }
-        member
     }
 
     pub fn backends(&self) -> &[Backend] {
@@ -115,7 +119,7 @@ impl Membership {
         let seat = |place: Place| match before.get(&place.address) {
             Some(member) if *member.place() == place => (*member).clone(),
             before => {
-                let mut member = self.make(place);
+                let mut member = self.mould.make(place);
                 if let Some(before) = before {
                     member.replace(before);
                 }

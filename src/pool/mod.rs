@@ -60,7 +60,7 @@ use crate::value::{OrOff, Short, Span};
 use backend::{Backend, Refresh};
 use balance::Balance;
 use health::{Checker, Checks, Initial};
-use membership::{Discovery, Membership};
+use membership::{Discovery, Membership, Mould};
 use names::Known;
 use passive::Passive;
 use peer::Connector;
@@ -274,30 +274,22 @@ impl Config {
 }
 
 /// What lets a member go on from where the one at its address was in `previous`.
-fn adopt(
-    previous: Option<&Arc<Pool>>,
-    checks: Option<&Checks>,
-    is_watched: bool,
-) -> impl Fn(&mut Member) + use<> {
+fn adopt(previous: Option<&Arc<Pool>>, has_checks: bool, is_watched: bool) -> impl Fn(&mut Member) {
     let before = previous.map(|pool| pool.members()).unwrap_or_default();
     let before: HashMap<SocketAddr, Arc<Member>> = before
         .iter()
         .map(|member| (member.address().clone(), member.clone()))
         .collect();
-    let (has_checks, waits) = (checks.is_some(), checks.is_some_and(Checks::waits));
     move |member| {
         if let Some(before) = before.get(member.address()) {
             member.adopt(before);
-            // without probes nothing would ever bring it up again
-            if has_checks {
+            // without probes nothing would ever bring it up again; and without any so far nothing is known of it
+            if has_checks && before.health().is_known() {
                 member.adopt_health(before);
             }
             if is_watched {
                 member.adopt_breaker(before);
             }
-        }
-        if waits {
-            member.await_probe();
         }
     }
 }
@@ -350,15 +342,13 @@ impl Pool {
         }
         let roster = Arc::new(Roster::new(rules, previous.map(|pool| &*pool.roster)));
         let passive = passive.map(|rules| Arc::new(Passive::new(name.clone(), rules, &roster)));
-        let adopt = adopt(previous, checks.as_ref(), passive.is_some());
-        let membership = Membership::new(
-            backends,
-            answers,
-            resolver,
-            connector.clone(),
+        let adopt = adopt(previous, checks.is_some(), passive.is_some());
+        let mould = Mould {
+            connector: connector.clone(),
             passive,
-            adopt,
-        );
+            waits: checks.as_ref().is_some_and(Checks::waits),
+        };
+        let membership = Membership::new(backends, answers, resolver, mould, adopt);
         let membership = Arc::new(membership);
         let checker = checks.map(|checks| Checker::new(name.clone(), checks, roster.clone()));
         let pool = Pool {

@@ -14,10 +14,11 @@ pub fn of_error(error: &Error) -> String {
         ErrorType::WriteTimedout => "the request was not taken within the time limit".to_owned(),
         ErrorType::ConnectionClosed => "connection closed before the end of the answer".to_owned(),
         ErrorType::InvalidHTTPHeader => "the answer is not HTTP".to_owned(),
-        _ => match io_cause(error) {
-            Some(error) => of_io(error),
+        kind => match (io_cause(error), &error.context) {
+            (Some(error), _) => of_io(error),
             // it may quote the peer at length
-            None => error.to_string().trim().chars().take(200).collect(),
+            (None, Some(context)) => context.as_str().trim().chars().take(200).collect(),
+            (None, None) => kind.as_str().to_owned(),
         },
     }
 }

@@ -953,6 +953,35 @@ fn members_that_join_a_running_pool_start_slowly() {
 }
 
 #[test]
+fn an_ejected_server_stays_ejected_when_its_records_change() {
+    let pool = with_name();
+    pool.take_in(1, answer(&[("127.0.0.1:80", 1, false)]));
+    let mut before = Vec::from_iter((0..3).map(|_| pool.members()[1].begin().unwrap()));
+    for request in &mut before {
+        request.blame(Blame::Status(500), Instant::now());
+    }
+    assert_eq!(walk(&pool), ["127.0.0.9:80"]);
+    pool.take_in(1, answer(&[("127.0.0.1:80", 3, false)]));
+    assert_eq!(walk(&pool), ["127.0.0.9:80"]);
+    assert_eq!(pool.members()[1].absence(), Some(Absence::Ejected));
+}
+
+#[test]
+fn members_that_a_name_brings_later_wait_for_their_first_probe_too() {
+    let yaml =
+        WITH_NAME.to_owned() + "\nhealth: { http: {}, interval: 1h, rise: 9, initial: wait }";
+    let pool = compile(&yaml, None).0.expect("a warning is no error");
+    let origin = Origin::tcp(OK);
+    pool.take_in(1, answer(&[(&origin.address, 1, false)]));
+    assert!(pool.is_down());
+    run(pool.first_probes());
+    assert_eq!(walk(&pool), [origin.address.as_str()]);
+    pool.take_in(1, answer(&[(&origin.address, 5, false)]));
+    assert_eq!(walk(&pool), [origin.address.as_str()]);
+    assert!(!pool.awaits_probes());
+}
+
+#[test]
 fn a_pool_whose_names_are_all_unknown_has_no_members_of_an_earlier_one() {
     let before = pool("backends: ['127.0.0.1:80']");
     let (after, _) = compile("backends: ['app.invalid:80']", Some(&before));

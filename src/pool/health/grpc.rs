@@ -3,22 +3,18 @@
 //! <https://github.com/grpc/grpc/blob/master/doc/health-checking.md>. Its two messages have one field each, so that they
 //! are written and read here without a library.
 
-use std::pin::pin;
-
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use h2::client::SendRequest;
-use h2::{RecvStream, client};
 use http::header::{CONTENT_TYPE, TE, USER_AGENT};
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderMap, Request, Response, StatusCode, Version};
-use pingora::protocols::Stream;
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::AGENT;
 use super::http::compile_host;
+use super::http2::{self, Answer};
 use crate::issue::{At, Issues};
-use crate::pool::reason;
+use crate::pool::peer::Contact;
 
 /// A question for gRPC's health service.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
@@ -33,10 +29,7 @@ pub struct Config {
 impl Config {
     pub fn compile(&self, at: &At<'_>, issues: &mut Issues) -> Option<Grpc> {
         let host = match &self.host {
-            Some(host) => {
-                let host = compile_host(host, &at.key("host"), issues)?;
-                Some(Authority::from_maybe_shared(Bytes::copy_from_slice(host.as_bytes())).ok()?)
-            }
+            Some(host) => Some(compile_host(host, &at.key("host"), issues)?),
             None => None,
         };
         Some(Grpc {
@@ -59,83 +52,32 @@ const LONGEST: usize = 1024;
 
 impl Grpc {
     /// `authority` is the `:authority` unless the file names another.
-    pub async fn run(&self, stream: Stream, authority: &str, secure: bool) -> Result<(), String> {
-        let request = self
-            .request(authority, secure)
-            .map_err(|error| error.to_string())?;
-        let (send, connection) = client::handshake(stream).await.map_err(explain)?;
-        let mut answer = pin!(ask(send, request, self.message.clone()));
-        // The connection moves the bytes of the exchange. It may end right behind the answer, which is still to be read.
-        let answer = tokio::select! {
-            biased;
-            answer = &mut answer => answer,
-            _ = connection => answer.await,
-        };
-        let (response, message, trailers) = answer.map_err(explain)?;
-        judge(&response, &message, trailers.as_ref())
+    pub async fn run(&self, contact: Contact, authority: &str) -> Result<(), String> {
+        let authority = self.host.as_ref().map_or(authority, Authority::as_str);
+        let request = self.request(authority, contact.secure);
+        let request = request.map_err(|error| error.to_string())?;
+        let answer = http2::exchange(Box::new(contact.stream), request, LONGEST).await?;
+        judge(&answer)
     }
 
-    fn request(&self, authority: &str, secure: bool) -> http::Result<Request<()>> {
-        let scheme = if secure { Scheme::HTTPS } else { Scheme::HTTP };
-        let uri = Uri::builder()
-            .scheme(scheme)
-            .path_and_query(PathAndQuery::from_static(METHOD));
-        let uri = match &self.host {
-            Some(host) => uri.authority(host.clone()),
-            None => uri.authority(authority),
-        };
-        Request::post(uri.build()?)
-            .version(Version::HTTP_2)
+    fn request(&self, authority: &str, secure: bool) -> http::Result<Request<Option<Bytes>>> {
+        let path = PathAndQuery::from_static(METHOD);
+        http2::request(Method::POST, path, authority, secure)?
             .header(CONTENT_TYPE, "application/grpc")
             .header(TE, "trailers")
             .header(USER_AGENT, AGENT)
-            .body(())
-    }
-}
-
-async fn ask(
-    send: SendRequest<Bytes>,
-    request: Request<()>,
-    message: Bytes,
-) -> Result<(Response<()>, Bytes, Option<HeaderMap>), h2::Error> {
-    let (response, mut body) = send.ready().await?.send_request(request, false)?;
-    body.send_data(message, true)?;
-    let (head, mut body) = response.await?.into_parts();
-    let message = read(&mut body).await?;
-    let trailers = body.trailers().await?;
-    Ok((Response::from_parts(head, ()), message, trailers))
-}
-
-async fn read(body: &mut RecvStream) -> Result<Bytes, h2::Error> {
-    let mut message = BytesMut::new();
-    while let Some(part) = body.data().await {
-        let part = part?;
-        let room = LONGEST - message.len();
-        message.extend_from_slice(&part[..part.len().min(room)]);
-        body.flow_control().release_capacity(part.len())?;
-    }
-    Ok(message.freeze())
-}
-
-fn explain(error: h2::Error) -> String {
-    match error.get_io() {
-        Some(error) => reason::of_io(error),
-        None => format!("the answer is not HTTP/2: {error}"),
+            .body(Some(self.message.clone()))
     }
 }
 
 /// Whether the answer says that the service is serving, or what it says.
-fn judge(
-    response: &Response<()>,
-    message: &[u8],
-    trailers: Option<&HeaderMap>,
-) -> Result<(), String> {
-    let status = response.status();
-    if status != StatusCode::OK {
-        return Err(format!("status {}, expected 200", status.as_u16()));
+fn judge(answer: &Answer) -> Result<(), String> {
+    if answer.status != StatusCode::OK {
+        let status = answer.status.as_u16();
+        return Err(format!("status {status}, expected 200"));
     }
     // without a message there may be no trailers: the header has it all then
-    let trailers = trailers.unwrap_or(response.headers());
+    let trailers = answer.trailers.as_ref().unwrap_or(&answer.headers);
     match trailers.get("grpc-status").map(|code| code.as_bytes()) {
         Some(b"0") => {}
         Some(b"5") => return Err("the service is unknown (grpc-status 5)".to_owned()),
@@ -143,7 +85,7 @@ fn judge(
         Some(code) => return Err(format!("grpc-status {}", code.escape_ascii())),
         None => return Err("the answer is not gRPC".to_owned()),
     }
-    match serving_status(message) {
+    match serving_status(&answer.body) {
         Some(1) => Ok(()),
         Some(2) => Err("the service is not serving".to_owned()),
         Some(status) => Err(format!("serving status {status}, expected 1 (serving)")),
@@ -226,6 +168,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
     use proptest::prelude::*;
 
     fn answer(trailers: &[(&'static str, &str)], message: &[u8]) -> Result<(), String> {
@@ -233,7 +176,12 @@ mod tests {
         for (name, value) in trailers {
             map.insert(*name, value.parse().unwrap());
         }
-        judge(&Response::new(()), message, Some(&map))
+        judge(&Answer {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Bytes::copy_from_slice(message),
+            trailers: Some(map),
+        })
     }
 
     #[test]

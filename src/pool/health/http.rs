@@ -1,4 +1,4 @@
-//! Probes by HTTP/1.1: a request, and what its answer must be like.
+//! Probes by HTTP: a request, and what its answer must be like.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,19 +6,19 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, USER_AGENT};
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, Request};
 use memchr::memmem;
 use pingora::http::RequestHeader;
-use pingora::protocols::Stream;
 use pingora::protocols::http::v1::client::HttpSession;
 use pingora::{Error, ErrorType};
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::AGENT;
+use super::{AGENT, http2};
 use crate::http::header::Name;
 use crate::issue::{At, Issues};
+use crate::pool::peer::Contact;
 use crate::pool::{Expect, reason};
 use crate::value::{OneOrMany, pattern};
 
@@ -124,10 +124,9 @@ impl Config {
 }
 
 /// The `Host` or `:authority` of a probe.
-pub fn compile_host(host: &str, at: &At<'_>, issues: &mut Issues) -> Option<HeaderValue> {
-    let is_host = host.parse::<Authority>().is_ok() && !host.contains('@');
-    match HeaderValue::from_str(host) {
-        Ok(value) if is_host => Some(value),
+pub fn compile_host(host: &str, at: &At<'_>, issues: &mut Issues) -> Option<Authority> {
+    match host.parse::<Authority>() {
+        Ok(host) if !host.as_str().contains('@') => Some(host),
         _ => {
             issues
                 .error(at, format!("`{host}` is not a host"))
@@ -217,7 +216,7 @@ impl BodyConfig {
 pub struct Http {
     /// Without a `Host`.
     request: Box<RequestHeader>,
-    host: Option<HeaderValue>,
+    host: Option<Authority>,
     expect: Box<[Expect]>,
     body: Option<Body>,
 }
@@ -233,21 +232,19 @@ const ENOUGH: usize = 64 * 1024;
 
 impl Http {
     /// `authority` is the `Host` unless the file names another.
-    pub async fn run(&self, stream: Stream, authority: &str) -> Result<(), String> {
-        let mut session = HttpSession::new(stream);
-        let (status, body) = self
-            .exchange(&mut session, authority)
-            .await
-            .map_err(|error| reason::of_error(&error))?;
-        let body = match body {
-            Some(body) => body,
-            None => {
-                return Err(format!(
-                    "status {status}, expected {}",
-                    Expected(&self.expect)
-                ));
-            }
+    pub async fn run(&self, contact: Contact, authority: &str) -> Result<(), String> {
+        let authority = self.host.as_ref().map_or(authority, Authority::as_str);
+        let (status, body) = match contact.http2 {
+            true => self.over_http2(contact, authority).await?,
+            false => self
+                .over_http1(contact, authority)
+                .await
+                .map_err(|error| reason::of_error(&error))?,
         };
+        if !self.is_expected(status) {
+            let expected = Expected(&self.expect);
+            return Err(format!("status {status}, expected {expected}"));
+        }
         match &self.body {
             Some(Body::Contains(text)) if memmem::find(&body, text.as_bytes()).is_none() => {
                 Err(format!("the body does not contain `{text}`"))
@@ -259,17 +256,15 @@ impl Http {
         }
     }
 
+    fn is_expected(&self, status: u16) -> bool {
+        self.expect.iter().any(|range| range.contains(status))
+    }
+
     /// The status and, when it is an expected one, the beginning of the body, which was read to its end.
-    async fn exchange(
-        &self,
-        session: &mut HttpSession,
-        authority: &str,
-    ) -> pingora::Result<(u16, Option<Bytes>)> {
+    async fn over_http1(&self, contact: Contact, authority: &str) -> pingora::Result<(u16, Bytes)> {
+        let mut session = HttpSession::new(Box::new(contact.stream));
         let mut request = self.request.clone();
-        match &self.host {
-            Some(host) => request.insert_header(HOST, host.clone())?,
-            None => request.insert_header(HOST, authority)?,
-        }
+        request.insert_header(HOST, authority)?;
         session.write_request_header(request).await?;
         let status = loop {
             session.read_response().await?;
@@ -281,17 +276,35 @@ impl Http {
                 }
             }
         };
-        if !self.expect.iter().any(|range| range.contains(status)) {
-            return Ok((status, None));
-        }
         let mut body = BytesMut::new();
-        while let Some(part) = session.read_body_bytes().await? {
-            let room = ENOUGH - body.len();
-            if self.body.is_some() && room > 0 {
+        if self.is_expected(status) {
+            while let Some(part) = session.read_body_bytes().await? {
+                let room = ENOUGH - body.len();
                 body.extend_from_slice(&part[..part.len().min(room)]);
             }
         }
-        Ok((status, Some(body.freeze())))
+        Ok((status, body.freeze()))
+    }
+
+    async fn over_http2(&self, contact: Contact, authority: &str) -> Result<(u16, Bytes), String> {
+        let request = self.http2_request(authority, contact.secure);
+        let request = request.map_err(|error| error.to_string())?;
+        let answer = http2::exchange(Box::new(contact.stream), request, ENOUGH).await?;
+        Ok((answer.status.as_u16(), answer.body))
+    }
+
+    fn http2_request(&self, authority: &str, secure: bool) -> http::Result<Request<Option<Bytes>>> {
+        let path = self.request.uri.path_and_query().cloned();
+        let path = path.unwrap_or(PathAndQuery::from_static("/"));
+        let method = self.request.method.clone();
+        let mut request = http2::request(method, path, authority, secure)?;
+        for (name, value) in &self.request.headers {
+            // a matter of HTTP/1.1
+            if *name != CONNECTION {
+                request = request.header(name, value);
+            }
+        }
+        request.body(None)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod grpc;
 mod http;
+mod http2;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -186,19 +187,15 @@ const AGENT: &str = "weir (health check)";
 
 impl Probe {
     async fn run(&self, member: &Member) -> Result<(), String> {
-        // A probe by gRPC is one in HTTP/2.
-        let stream = member
+        let contact = member
             .dialer()
             .connect(matches!(self, Probe::Grpc(_)))
             .await;
-        let stream = Box::new(stream.map_err(|error| reason::of_error(&error))?);
+        let contact = contact.map_err(|error| reason::of_error(&error))?;
         match self {
             Probe::Tcp => Ok(()),
-            Probe::Http(http) => http.run(stream, member.authority()).await,
-            Probe::Grpc(grpc) => {
-                let secure = member.dialer().is_tls();
-                grpc.run(stream, member.authority(), secure).await
-            }
+            Probe::Http(http) => http.run(contact, member.authority()).await,
+            Probe::Grpc(grpc) => grpc.run(contact, member.authority()).await,
         }
     }
 }
@@ -222,10 +219,6 @@ impl Checker {
             checks: Arc::new(checks),
             roster,
         }
-    }
-
-    pub fn interval(&self) -> Duration {
-        self.checks.interval
     }
 
     /// Probes a member once, and does what follows from it.

@@ -172,6 +172,16 @@ pub struct Needs {
     pub ends: Option<Ends>,
 }
 
+/// A connection for a probe.
+#[derive(Debug)]
+pub struct Contact {
+    pub stream: Stream,
+    /// Whether HTTP/2 is spoken on it.
+    pub http2: bool,
+    /// Whether it is within TLS.
+    pub secure: bool,
+}
+
 impl Dialer {
     /// `authority` is what its backend was written as.
     pub fn new(connector: Arc<Connector>, address: SocketAddr, authority: &str) -> Arc<Dialer> {
@@ -262,28 +272,27 @@ impl Dialer {
         }
     }
 
-    /// Whether connections are made with TLS.
-    pub fn is_tls(&self) -> bool {
-        self.connector.tls.is_some()
-    }
-
-    /// A connection of its own, for a probe. HTTP/1.1 is spoken on it, or HTTP/2 where that is wanted or the pool is for
-    /// nothing else.
+    /// A connection of its own, for a probe: HTTP/2 is spoken on it where the probe knows nothing else (`http2`) or the
+    /// pool does, otherwise HTTP/1.1.
     ///
     /// # Errors
     /// When none comes about. There is no limit of time.
-    pub async fn connect(self: &Arc<Self>, http2: bool) -> Result<Stream> {
+    pub async fn connect(self: &Arc<Self>, http2: bool) -> Result<Contact> {
         let needs = Needs {
             fresh: true,
             ..Needs::default()
         };
+        // The same that an upgrade gets: a backend that may choose is to choose HTTP/1.1.
         let (http2, offer) = match http2 {
             true => (true, Offer::Http2),
-            // The same that an upgrade gets: a backend that may choose is to choose HTTP/1.1.
             false => self.protocol(true),
         };
         let line = Line::new(self.clone(), needs, http2, offer);
-        line.connect(&self.address).await
+        Ok(Contact {
+            stream: line.connect(&self.address).await?,
+            http2,
+            secure: self.connector.tls.is_some(),
+        })
     }
 
     /// A connection that nobody has used.
