@@ -73,35 +73,45 @@ pub enum Missing {
     Broken(Errno),
 }
 
-/// What a look at a file tells, without opening it.
+/// What a look at a file tells, without opening it. Not all that the kernel says: listings hold many of these.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts(FileStat);
+pub struct Facts {
+    kind: SFlag,
+    size: u64,
+    modified: i64,
+}
+
+impl From<FileStat> for Facts {
+    fn from(stat: FileStat) -> Facts {
+        Facts {
+            kind: SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT,
+            // no file is smaller than nothing
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified: stat.st_mtime,
+        }
+    }
+}
 
 impl Facts {
     pub fn is_file(self) -> bool {
-        self.is(SFlag::S_IFREG)
+        self.kind == SFlag::S_IFREG
     }
 
     pub fn is_folder(self) -> bool {
-        self.is(SFlag::S_IFDIR)
+        self.kind == SFlag::S_IFDIR
     }
 
     pub fn is_link(self) -> bool {
-        self.is(SFlag::S_IFLNK)
-    }
-
-    fn is(self, kind: SFlag) -> bool {
-        SFlag::from_bits_truncate(self.0.st_mode) & SFlag::S_IFMT == kind
+        self.kind == SFlag::S_IFLNK
     }
 
     pub fn size(self) -> u64 {
-        // no file is smaller than nothing
-        u64::try_from(self.0.st_size).unwrap_or(0)
+        self.size
     }
 
     /// Seconds since 1970.
     pub fn modified(self) -> i64 {
-        self.0.st_mtime
+        self.modified
     }
 }
 
@@ -120,7 +130,7 @@ pub struct Child {
 impl Children {
     /// About the entry itself, even if it is a link.
     pub fn facts(&self, name: &str) -> nix::Result<Facts> {
-        fstatat(&self.folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(Facts)
+        fstatat(&self.folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(Facts::from)
     }
 }
 
@@ -215,7 +225,7 @@ impl Root {
     /// About what stands at `relative`, at the end of its links.
     pub fn facts(&self, relative: &str) -> Result<Facts, Missing> {
         let end = self.follow(Path::new(relative), NAME)?;
-        Ok(fstat(&end).map(Facts)?)
+        Ok(fstat(&end).map(Facts::from)?)
     }
 
     fn find_unreadable(&self, relative: &Path) -> Result<Found, Missing> {
@@ -336,7 +346,7 @@ fn walk(folder: BorrowedFd<'_>, relative: &Path, flags: OFlag) -> nix::Result<Ow
     }
     let end = above.ok_or(Errno::ENOENT)?;
     // a handle that only names a place names the link, where any other would not be given
-    if flags.contains(OFlag::O_PATH) && Facts(fstat(&end)?).is_link() {
+    if flags.contains(OFlag::O_PATH) && Facts::from(fstat(&end)?).is_link() {
         return Err(Errno::ELOOP);
     }
     Ok(end)
