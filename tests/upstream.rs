@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use boring::ssl::SslVersion;
 
 use crate::harness::certs::{Authority, Pair};
-use crate::harness::client::{get, post};
+use crate::harness::client::{Http2, get, post};
+use crate::harness::grpc::{GrpcOrigin, Says};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::secure::{SecureOrigin, Skills, acceptor};
 use crate::harness::websocket::Frame;
@@ -123,6 +124,32 @@ fn http2_without_tls_is_spoken_by_prior_knowledge() {
         assert_eq!(answer.text(), "h2 plain");
     }
     assert_eq!(app.connections(), 1);
+}
+
+#[test]
+fn grpc_goes_through_with_its_trailers_many_calls_at_once() {
+    let app = GrpcOrigin::start(Says::Status(1));
+    let weir = Weir::with("app", &app).start(
+        "
+        listeners: { https: { bind: '127.0.0.1:{https}', tls: {} } }
+        pools: { app: { backends: ['{app}'], protocol: h2c } }
+        sites: { main: { hosts: ['*'], tls: { self_signed: true }, routes: [{ proxy: app }] } }
+        ",
+    );
+    let call = post("/grpc.health.v1.Health/Check", [0, 0, 0, 0, 0])
+        .header("Content-Type", "application/grpc")
+        .header("TE", "trailers");
+    let mut client = Http2::connect(weir.address("https"), "localhost").expect("connect");
+    for answer in client.fetch_all(&vec![call; 20]) {
+        let answer = answer.expect("an answer");
+        assert_eq!((answer.status, answer.complete), (200, true));
+        assert_eq!(answer.body, [0, 0, 0, 0, 2, 8, 1]);
+        assert_eq!(answer.trailers.get("grpc-status"), Some("0"));
+    }
+    let asked = app.asked();
+    assert_eq!(asked.len(), 20);
+    assert!(asked.iter().all(|call| call.headers["te"] == "trailers"));
+    assert_eq!(asked[0].message, [0; 5]);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub struct Request {
 pub struct Response {
     pub status: u16,
     pub headers: Headers,
+    /// What came behind the body; of HTTP/2 only.
+    pub trailers: Headers,
     pub body: Vec<u8>,
     /// Length of the body, also where it was counted and not kept.
     pub length: u64,
@@ -217,6 +219,7 @@ impl Connection {
         Ok(Response {
             status,
             headers: head.headers,
+            trailers: Headers::default(),
             body: Vec::new(),
             length,
             complete: body.is_ok(),
@@ -403,13 +406,9 @@ impl Http2 {
             _ => io::Error::other(error),
         })?;
         let (head, mut body) = response.into_parts();
-        let headers = head.headers.iter().map(|(name, value)| {
-            let value = to_text(value.as_bytes());
-            (name.to_string(), value)
-        });
         let mut response = Response {
             status: head.status.as_u16(),
-            headers: Headers(headers.collect()),
+            headers: to_headers(&head.headers),
             complete: true,
             ..Response::default()
         };
@@ -423,8 +422,18 @@ impl Http2 {
             response.body.extend(&part);
         }
         response.length = response.body.len() as u64;
+        match body.trailers().await {
+            Ok(trailers) => response.trailers = to_headers(&trailers.unwrap_or_default()),
+            Err(_) => response.complete = false,
+        }
         Ok(response)
     }
+}
+
+fn to_headers(fields: &http::HeaderMap) -> Headers {
+    let each = fields.iter();
+    let each = each.map(|(name, value)| (name.to_string(), to_text(value.as_bytes())));
+    Headers(each.collect())
 }
 
 async fn open_http2(
