@@ -119,6 +119,11 @@ fn open_all(boot: &Boot, snapshot: &Snapshot, mut inherited: Sockets) -> anyhow:
         Some(fd) => ListenSocket::inherited(fd),
         None => bind.listen(),
     };
+    // First: who finds the ports open is to find it as well.
+    let admin = match &boot.admin {
+        Some(bind) => open_admin(bind, boot, &mut inherited)?,
+        None => None,
+    };
     let mut services = Vec::new();
     for part in [Part::Edge, Part::Companion] {
         let mut opened = Opened::new();
@@ -133,10 +138,6 @@ fn open_all(boot: &Boot, snapshot: &Snapshot, mut inherited: Sockets) -> anyhow:
         }
         services.push((part, opened));
     }
-    let admin = match &boot.admin {
-        Some(bind) => open_admin(bind, boot, &mut inherited)?,
-        None => None,
-    };
     Ok(Doors { services, admin })
 }
 
