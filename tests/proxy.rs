@@ -159,6 +159,25 @@ fn upstream_connections_are_kept_and_used_again() {
 }
 
 #[test]
+fn no_more_upstream_connections_are_kept_than_asked_for() {
+    let app = Origin::start(Behaviour::Held("ok".to_owned()));
+    let weir = Weir::with("app", &app).start_pool("{ backends: ['{app}'], keepalive: 1 }");
+    for round in 1..=2 {
+        let mut clients = [weir.connect(), weir.connect(), weir.connect()];
+        for client in &mut clients {
+            client.send_request(&get("/")).expect("send");
+        }
+        eventually(PATIENCE, || app.hits() == 3 * round);
+        app.release(3);
+        for client in &mut clients {
+            assert_eq!(client.read().expect("an answer").text(), "ok");
+        }
+    }
+    // at most one of the first three is used again
+    assert!(app.connections() >= 5, "{} connections", app.connections());
+}
+
+#[test]
 fn upstream_connection_that_was_closed_meanwhile_does_no_harm() {
     let mut app = Origin::fixed("ok");
     let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");

@@ -47,7 +47,7 @@ pub struct Config {
     pub work_stealing: Option<bool>,
     /// Tasks that accept from one socket. Default: 1.
     pub listener_tasks_per_fd: Option<usize>,
-    /// Idle connections to backends kept for reuse, per worker thread. Default: 128. nginx: `keepalive`.
+    /// Idle HTTP/2 connections to backends kept for reuse, per worker thread; for HTTP/1.1 see `keepalive` of a pool. Default: 128.
     pub upstream_keepalive_pool_size: Option<usize>,
     /// Tries at most for one request, over all backends. Default: 16. nginx: `proxy_next_upstream_tries`.
     pub max_retries: Option<usize>,

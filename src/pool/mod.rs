@@ -42,6 +42,7 @@ pub mod tried;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -106,6 +107,10 @@ pub struct Config {
     /// Tell members of the client's address by the PROXY protocol. A connection is then not used for another client. Absent:
     /// no. nginx: `proxy_protocol on` (`stream`).
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// How many idle connections to each member are kept for later requests, by all threads together. Default 128. Those of
+    /// HTTP/2 are counted by `upstream_keepalive_pool_size`. nginx: `keepalive`.
+    #[serde(default = "default_keepalive")]
+    pub keepalive: NonZeroU32,
     /// When a request that failed at one member goes to another; `off`: never. Default: after a connection that could not
     /// be made, broke or fell silent before the answer, each member once. nginx: `proxy_next_upstream`.
     pub retry: Option<OrOff<retry::Config>>,
@@ -116,6 +121,10 @@ pub struct Config {
     pub sticky: Option<sticky::Config>,
     /// Lets requests wait while all members are full. Absent: they get 503 at once.
     pub queue: Option<queue::Config>,
+}
+
+pub(crate) fn default_keepalive() -> NonZeroU32 {
+    const { NonZeroU32::new(128).unwrap() }
 }
 
 impl Config {

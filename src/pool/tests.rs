@@ -358,8 +358,7 @@ fn mistakes_in_health_are_reported() {
 
 #[test]
 fn what_does_not_exist_yet_is_refused() {
-    let message = refused("{ backends: ['app:1'], keepalive: 1 }");
-    assert!(message.contains("unknown field `keepalive`"), "{message}");
+    refused("{ backends: ['app:1'], keepalive: 0 }");
     refused("{ backends: ['app:1'], passive: { max_fails: 0 } }");
     refused("{ backends: ['app:1'], health: { tcp: {}, rise: 0 } }");
     refused("{ backends: ['app:1'], health: { tcp: { port: 1 } } }");

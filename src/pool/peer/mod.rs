@@ -62,8 +62,6 @@ pub enum Protocol {
     H2c,
 }
 
-/// How many idle connections to one member are kept.
-const KEEPALIVE: usize = 128;
 /// How many requests share an HTTP/2 connection, if the backend allows as many.
 const STREAMS: usize = 128;
 /// What the key of Pingora's HTTP/2 connections is changed by, so that none of those is taken.
@@ -76,6 +74,8 @@ pub struct Connector {
     protocol: Protocol,
     tls: Option<Tls>,
     proxy_protocol: Option<Version>,
+    /// How many idle connections to one member are kept.
+    keepalive: usize,
 }
 
 impl Connector {
@@ -113,6 +113,7 @@ impl Connector {
             protocol: config.protocol,
             tls: tls?,
             proxy_protocol: config.proxy_protocol,
+            keepalive: config.keepalive.get() as usize,
         }))
     }
 
@@ -140,6 +141,7 @@ impl Connector {
             protocol: Protocol::Auto,
             tls: None,
             proxy_protocol: None,
+            keepalive: super::default_keepalive().get() as usize,
         })
     }
 }
@@ -203,7 +205,7 @@ impl Dialer {
             options,
         };
         Arc::new(Dialer {
-            idle: Idle::new(connector.limits.idle, KEEPALIVE),
+            idle: Idle::new(connector.limits.idle, connector.keepalive),
             http2: AtomicBool::new(false),
             name: host_of(authority).to_owned(),
             connector,
