@@ -1,11 +1,13 @@
 //! Rules of HTTP without I/O.
 
 pub mod accept;
+pub mod chunked;
 pub mod coding;
 pub mod conditional;
 pub mod cookie;
 pub mod date;
 pub mod forwarded;
+pub mod head;
 pub mod header;
 pub mod hop;
 pub mod host;
