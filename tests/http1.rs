@@ -1,10 +1,13 @@
 //! HTTP/1 as it comes over the wire.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
 use crate::harness::Weir;
 use crate::harness::client::get;
 use crate::harness::origin::Origin;
+use crate::harness::wait::{PATIENCE, eventually};
 
 fn start() -> Weir {
     Weir::start_site(
@@ -300,4 +303,110 @@ fn very_long_header_is_refused_and_does_no_harm() {
         assert!((400..500).contains(&answer.status), "{answer:?}");
     }
     assert_eq!(weir.get("/").status, 200);
+}
+
+/// A listener with small limits and short times.
+fn strict(app: &Origin) -> Weir {
+    Weir::with("app", app).start(
+        "
+        pools: { app: { backends: ['{app}'] } }
+        listeners:
+          http:
+            bind: '127.0.0.1:{http}'
+            timeouts: { header: 300ms, idle: 300ms }
+            limits: { request_line: 1KiB, header: 2KiB, fields: 5, requests: 3 }
+        sites: { main: { hosts: ['*'], routes: [{ proxy: app }] } }
+        ",
+    )
+}
+
+#[test]
+fn head_beyond_the_limits_of_its_listener_is_refused() {
+    let app = Origin::echo();
+    let weir = strict(&app);
+    let path = "x".repeat(1024);
+    let value = "x".repeat(2048);
+    let fields = "A: b\r\n".repeat(5);
+    let heads = [
+        (
+            format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            414,
+            "uri_too_long",
+        ),
+        (format!("GET /{path}"), 414, "uri_too_long"),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\nX: {value}\r\n\r\n"),
+            431,
+            "header_too_large",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\nX: {value}"),
+            431,
+            "header_too_large",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"),
+            431,
+            "header_too_large",
+        ),
+    ];
+    for (number, (head, status, word)) in heads.into_iter().enumerate() {
+        let mut connection = weir.connect();
+        connection.send(head.as_bytes()).expect("send");
+        let answer = connection.read().expect("an answer");
+        assert_eq!(answer.status, status, "{head:?}");
+        connection.read_close().expect("a clean end");
+        let line = weir.access_lines(number + 1).remove(number);
+        let logged = line.contains(&format!(" {status} ")) && line.ends_with(word);
+        assert!(logged, "{line}");
+    }
+    assert_eq!(app.hits(), 0);
+}
+
+#[test]
+fn whole_header_has_one_deadline_however_it_trickles() {
+    let app = Origin::echo();
+    let weir = strict(&app);
+    let mut client = TcpStream::connect(weir.address("http")).expect("connect");
+    client
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .expect("a time-out");
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
+        .expect("send");
+    let mut answer = [0; 12];
+    eventually(PATIENCE, || {
+        // may fail once weir has answered
+        let _ = client.write_all(b"x");
+        client.read_exact(&mut answer).is_ok()
+    });
+    assert_eq!(&answer, b"HTTP/1.1 408");
+}
+
+#[test]
+fn idle_connection_is_closed_in_time_after_each_request() {
+    let app = Origin::echo();
+    let weir = strict(&app);
+    let mut connection = weir.connect();
+    for _ in 0..2 {
+        assert_eq!(connection.fetch(&get("/")).expect("an answer").status, 200);
+    }
+    connection
+        .read_close()
+        .expect("it is closed without a word");
+}
+
+#[test]
+fn last_request_that_a_connection_may_bring_says_so() {
+    let app = Origin::echo();
+    let weir = strict(&app);
+    let mut connection = weir.connect();
+    let pipeline = "GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(4);
+    connection.send(pipeline.as_bytes()).expect("send");
+    for is_last in [false, false, true] {
+        let answer = connection.read().expect("an answer");
+        assert_eq!(answer.header("connection") == Some("close"), is_last);
+    }
+    connection.read_close().expect("a clean end");
+    assert_eq!(app.hits(), 3);
 }

@@ -27,6 +27,7 @@ mod proxy; // what reaches the backend, what comes back
 mod queue; // requests that wait for room
 mod retry; // another member after a failed try
 mod routing; // sites and routes
+mod smuggling;
 mod sticky; // sessions that stay with their member
 mod streaming; // bodies of any size, WebSocket
 

@@ -5,6 +5,14 @@
 pub enum Failure {
     /// The request cannot be understood, or its path leaves the root.
     BadRequest,
+    /// The request line is longer than the listener takes.
+    UriTooLong,
+    /// The header is longer than the listener takes.
+    HeaderTooLarge,
+    /// The request asks for a transfer coding, or has a method, that weir does not know.
+    NotImplemented,
+    /// The request is of a version of HTTP that weir does not speak.
+    VersionNotSupported,
     /// `CONNECT`, which asks for a tunnel: weir is a server, not a client's way out.
     MethodNotAllowed,
     /// No site has this host (RFC 9110 section 15.5.20 on TLS).
@@ -41,6 +49,10 @@ impl Failure {
     pub fn status(self) -> u16 {
         match self {
             Failure::BadRequest => 400,
+            Failure::UriTooLong => 414,
+            Failure::HeaderTooLarge => 431,
+            Failure::NotImplemented => 501,
+            Failure::VersionNotSupported => 505,
             Failure::MethodNotAllowed => 405,
             Failure::NoSite { secure: true } => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
@@ -62,6 +74,10 @@ impl Failure {
     pub fn word(self) -> &'static str {
         match self {
             Failure::BadRequest => "bad_request",
+            Failure::UriTooLong => "uri_too_long",
+            Failure::HeaderTooLarge => "header_too_large",
+            Failure::NotImplemented => "not_implemented",
+            Failure::VersionNotSupported => "version_not_supported",
             Failure::MethodNotAllowed => "method_not_allowed",
             Failure::NoSite { .. } => "no_site",
             Failure::NoRoute => "no_route",

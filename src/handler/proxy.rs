@@ -9,6 +9,7 @@
 //! which then gets a second try on a new connection.
 
 use std::cell::RefCell;
+use std::io;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -24,7 +25,7 @@ use crate::build::Build;
 use crate::exchange::cx::Try;
 use crate::exchange::vars::{Stage, Text, View};
 use crate::exchange::{Cx, Failure};
-use crate::http::{forwarded, hop};
+use crate::http::{forwarded, head, hop};
 use crate::issue::At;
 use crate::pool::balance::{Balance, key_of};
 use crate::pool::{Blame, Choice, Ends, Fault, InFlight, Line, Needs, Pick, Pool, Tried};
@@ -609,6 +610,7 @@ pub fn failure_of(e: &Error) -> Failure {
     match (e.esource(), e.etype()) {
         (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Failure::ClientTimeout,
         (ErrorSource::Downstream, InvalidHTTPHeader) => Failure::BadRequest,
+        (ErrorSource::Downstream, _) if is_bad_body(e) => Failure::BadRequest,
         (ErrorSource::Downstream, _) => Failure::ClientClosed,
         (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout) => {
             Failure::UpstreamConnectTimeout
@@ -619,6 +621,13 @@ pub fn failure_of(e: &Error) -> Failure {
         (ErrorSource::Upstream, _) => Failure::UpstreamReset,
         _ => Failure::Internal,
     }
+}
+
+/// Whether the client's chunks are none, as the gate of its connection has found.
+fn is_bad_body(e: &Error) -> bool {
+    let cause = e.root_cause().downcast_ref::<io::Error>();
+    let fault = cause.and_then(io::Error::get_ref);
+    fault.is_some_and(|fault| fault.is::<head::Fault>())
 }
 
 fn is_connecting(kind: &ErrorType) -> bool {

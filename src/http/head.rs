@@ -6,6 +6,8 @@
 //!
 //! This decides whether a head is well-formed, where it ends and how its body is framed. What is in it is for others.
 
+use std::fmt;
+
 use memchr::memchr;
 
 /// Longer ones are none that anybody implements (RFC 9110 section 9.1: 501). The longest that is registered has 17.
@@ -56,6 +58,20 @@ pub enum Fault {
 }
 
 use Fault::Malformed;
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Malformed(what) => what,
+            Fault::LineTooLong => "a request line beyond the limit",
+            Fault::TooLarge => "a header beyond the limit",
+            Fault::NotImplemented => "a method or transfer coding that nobody knows",
+            Fault::Version => "a version of HTTP that is not spoken here",
+        })
+    }
+}
+
+impl std::error::Error for Fault {}
 
 /// Reads a head as it arrives. Each byte is looked at once, however small the pieces.
 #[derive(Debug)]
@@ -161,7 +177,8 @@ impl Reader {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => self.hosts += 1,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
-                if self.length.replace(length(value)?).is_some() {
+                let other = self.length.replace(length(value)?);
+                if other.is_some() {
                     return Err(Malformed("two Content-Length fields"));
                 }
             }

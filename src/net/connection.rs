@@ -4,7 +4,6 @@
 //! next request are there. Pingora's own wait would keep its parser's buffer and the state of the whole proxy for
 //! it, and would drop the connection at shutdown while the client is writing.
 
-use std::fmt::{self, Write};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +15,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::HeaderMap;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::tls::SslStream;
 use pingora::protocols::{ALPN, Shutdown, Ssl};
@@ -25,18 +24,13 @@ use pingora_timeout::timeout;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::gate::{Gate, Refuse, Transport};
+use super::bounds::Bounds;
+use super::gate::{Cause, Gate, Refuse, Transport};
 use super::stream::{ClientStream, Connection, Slot, Socket};
 use super::{Listener, TlsFacts};
 use crate::http::forwarded;
+use crate::http::head::{self, Fault, Head};
 
-/// For the first request's header to arrive, and for the rest of any header once it began (nginx:
-/// `client_header_timeout`).
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-/// For a TLS handshake to complete.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may be idle between requests (nginx: `keepalive_timeout`).
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long a parked connection may still bring a request after draining began: clients that are just writing one
 /// get an answer with `Connection: close` instead of a reset.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
@@ -86,13 +80,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         };
         connection.forwarded_for =
             forwarded::forwarded_for(connection.peer_ip(), &HeaderMap::new(), false);
-        let mut patience = Patience::new();
+        let bounds = &listener.bounds;
+        let mut patience = Patience::new(bounds.header);
         // Boxed, here and below: a local keeps its room in the task for as long as the connection lives.
         let mut client = Box::new(ClientStream::new(socket, peer, slot));
         match &listener.tls {
             Some(acceptor) => {
                 let handshake = Box::pin(acceptor.handshake(*client));
-                let mut stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                let mut stream = match timeout(bounds.handshake, handshake).await {
                     Ok(Ok(stream)) => Box::new(stream),
                     Ok(Err(e)) => return log::debug!("connection {}: {e}", connection.number),
                     Err(_) => return,
@@ -103,11 +98,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 if stream.selected_alpn_proto() == Some(ALPN::H2) {
                     self.app.process_new(stream, &drain).await;
                 } else if listener.protocols.h1 {
-                    match next_bytes(&mut *stream, HEADER_TIMEOUT, &mut patience, &mut drain).await
-                    {
-                        Some(head) => {
+                    match next_bytes(&mut *stream, bounds.header, &mut patience, &mut drain).await {
+                        Some(bytes) => {
                             let gate = Gate::new(*stream, connection);
-                            self.http1(gate, head, &mut patience, &mut drain).await;
+                            self.http1(gate, bytes, bounds, &mut patience, &mut drain)
+                                .await;
                         }
                         None => Shutdown::shutdown(&mut *stream).await,
                     }
@@ -115,7 +110,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             }
             None => {
                 let opened = open_plain(&mut client, &listener, &mut patience, &mut drain).await;
-                let Some(head) = opened else {
+                let Some(bytes) = opened else {
                     return;
                 };
                 let connection = Arc::new(connection);
@@ -124,54 +119,90 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                     self.app.process_new(client, &drain).await;
                 } else if listener.protocols.h1 {
                     let gate = Gate::new(*client, connection);
-                    self.http1(gate, head, &mut patience, &mut drain).await;
+                    self.http1(gate, bytes, bounds, &mut patience, &mut drain)
+                        .await;
                 }
             }
         }
     }
 
+    /// `bytes` are the first of its first request.
     async fn http1<S: Transport>(
         &self,
         mut gate: Box<Gate<S>>,
-        mut head: BytesMut,
+        mut bytes: BytesMut,
+        bounds: &Bounds,
         patience: &mut Patience,
         drain: &mut ShutdownWatch,
     ) {
         let back = gate.back();
-        let mut pipelined: Option<HttpPersistentSettings> = None;
-        loop {
-            gate.next_request(pipelined.is_none().then_some(&head[..]));
+        for left in (0..bounds.requests).rev() {
+            let head = match read_head(gate.stream_mut(), &mut bytes, bounds, patience).await {
+                Ok(head) => head,
+                Err(Some(cause)) => {
+                    // Boxed, as below: every connection would have the room for it that hardly any needs.
+                    return Box::pin(gate.refuse(&bytes).refuse(cause, &*self.refuse)).await;
+                }
+                Err(None) => return Shutdown::shutdown(gate.stream_mut()).await,
+            };
+            let ahead = bytes.split_off(head.length);
+            gate.begin(&bytes, head.framing, ahead);
             let mut session = ServerSession::new_http1(gate);
-            match pipelined.take() {
-                Some(settings) => settings.apply_to_session(&mut session),
-                None => session.set_pipelined_prefix(head),
-            }
-            session.set_pipelining_enabled(true);
-            // Here only the bound for the rest of the header; whether the connection persists is the request's say.
-            session.set_keepalive(Some(HEADER_TIMEOUT.as_secs()));
+            session.set_pipelined_prefix(bytes);
+            session.set_keepalive_reuses_remaining(Some(left));
             let Some(reusable) = self.app.process_new_http(session, drain).await else {
                 let held = back.lock().take();
                 if let Some(held) = held {
-                    // Boxed: every connection would have the room for it that hardly any needs.
-                    Box::pin(held.refuse(&*self.refuse)).await;
+                    let cause = Cause::Refused(Fault::Malformed("the engine cannot read it"));
+                    Box::pin(held.refuse(cause, &*self.refuse)).await;
                 }
                 return;
             };
-            let (idle, settings) = reusable.consume();
+            let (idle, _) = reusable.consume();
             let Ok(idle) = idle.into_any().downcast() else {
                 return;
             };
             gate = idle;
-            head = BytesMut::new();
-            pipelined = settings.filter(holds_next_request);
-            if pipelined.is_none() {
+            let Some(ahead) = gate.take_ahead() else {
+                return;
+            };
+            bytes = ahead;
+            if bytes.is_empty() {
                 let stream = gate.stream_mut();
-                match next_bytes(stream, KEEPALIVE_TIMEOUT, patience, drain).await {
-                    Some(bytes) => head = bytes,
+                match next_bytes(stream, bounds.idle, patience, drain).await {
+                    Some(first) => bytes = first,
                     None => return Shutdown::shutdown(stream).await,
                 }
             }
         }
+    }
+}
+
+/// Reads on until a head is complete. `Err(None)`: nothing has come that could be answered.
+async fn read_head<S: Transport>(
+    stream: &mut S,
+    bytes: &mut BytesMut,
+    bounds: &Bounds,
+    patience: &mut Patience,
+) -> Result<Head, Option<Cause>> {
+    let mut reader = head::Reader::new(bounds.head);
+    // Most heads come whole: no clock is looked at for them.
+    let mut deadline = None;
+    loop {
+        match reader.read(bytes) {
+            Ok(Some(head)) => return Ok(head),
+            Ok(None) => {}
+            Err(fault) => return Err(Some(Cause::Refused(fault))),
+        }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + bounds.header);
+        bytes.reserve(HEAD_BUFFER);
+        let read = patience.until(deadline, stream.read_buf(bytes)).await;
+        let cause = match read {
+            Some(Ok(count)) if count > 0 => continue,
+            Some(_) => Cause::Closed,
+            None => Cause::TimedOut,
+        };
+        return Err(reader.has_begun().then_some(cause));
     }
 }
 
@@ -182,10 +213,11 @@ async fn open_plain(
     patience: &mut Patience,
     drain: &mut ShutdownWatch,
 ) -> Option<BytesMut> {
-    let mut head = next_bytes(client, HEADER_TIMEOUT, patience, drain).await?;
+    let limit = listener.bounds.header;
+    let mut head = next_bytes(client, limit, patience, drain).await?;
     if listener.protocols.h2 {
         while head.len() < PREFACE.len() && PREFACE.starts_with(&head) {
-            match next_bytes(client, HEADER_TIMEOUT, patience, drain).await {
+            match next_bytes(client, limit, patience, drain).await {
                 Some(more) => head.unsplit(more),
                 // Whatever it was to be, it is a head that broke off.
                 None => break,
@@ -204,13 +236,17 @@ async fn open_plain(
 struct Patience(Pin<Box<Sleep>>);
 
 impl Patience {
-    fn new() -> Patience {
-        Patience(Box::pin(sleep(HEADER_TIMEOUT)))
+    fn new(first: Duration) -> Patience {
+        Patience(Box::pin(sleep(first)))
     }
 
     /// What `wait` comes to, or `None` if it takes longer than `limit`.
     async fn within<T>(&mut self, limit: Duration, wait: impl Future<Output = T>) -> Option<T> {
-        let deadline = Instant::now() + limit;
+        self.until(Instant::now() + limit, wait).await
+    }
+
+    /// The same until a point in time.
+    async fn until<T>(&mut self, deadline: Instant, wait: impl Future<Output = T>) -> Option<T> {
         if self.0.is_elapsed() || self.0.deadline() > deadline {
             self.0.as_mut().reset(deadline);
         }
@@ -273,39 +309,5 @@ fn tls_facts(stream: &SslStream<ClientStream>) -> TlsFacts {
         server_name: ssl
             .servername(boring::ssl::NameType::HOST_NAME)
             .map_or_else(String::new, str::to_ascii_lowercase),
-    }
-}
-
-/// Whether bytes of the next, pipelined request were read along with the last one. Pingora keeps them in a private
-/// field that only its `Debug` output shows; the exact version is pinned, and a test below holds it to this.
-fn holds_next_request(settings: &HttpPersistentSettings) -> bool {
-    struct Find(bool);
-    impl Write for Find {
-        fn write_str(&mut self, piece: &str) -> fmt::Result {
-            // Derived output is written in pieces: the field's name, `: `, then `None` or `Some`.
-            match piece {
-                "pipelined_prefix" => self.0 = true,
-                "Some" if self.0 => return Err(fmt::Error),
-                "None" if self.0 => self.0 = false,
-                _ => {}
-            }
-            Ok(())
-        }
-    }
-    write!(Find(false), "{settings:?}").is_err()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_of_the_next_request_are_seen_in_the_settings() {
-        let (client, _) = tokio::io::duplex(16);
-        let session = ServerSession::new_http1(Box::new(client));
-        let mut settings = HttpPersistentSettings::for_session(&session);
-        assert!(!holds_next_request(&settings));
-        settings.set_pipelined_prefix(BytesMut::from("GET / HTTP/1.1\r\n\r\n"));
-        assert!(holds_next_request(&settings));
     }
 }

@@ -1,21 +1,23 @@
 //! The gate between an HTTP/1 connection and Pingora's engine.
 //!
-//! The engine refuses a head that it cannot read before any phase has heard of it: with an answer of its own, and no
-//! word to the access log. So nothing that it writes passes until the phases have admitted the request; when it lets
-//! go of the connection without that, the stream comes back, and whoever [refuses](Refuse) says with what answer.
+//! Inwards it lets one request pass and no byte more. Where a body ends is decided here, by the same rules that read
+//! its head; what a client sends after it waits for the next request. An engine that read on its own would be a second
+//! opinion on where requests begin, which is how they are smuggled.
 //!
-//! A good request pays for this with a look at a flag on each read and write, and with the copy of its first bytes,
-//! which would be gone with the engine's buffer when they are to be logged.
+//! Outwards it is shut until the phases have admitted the request. The engine refuses what it cannot read before any
+//! phase has heard of it: with an answer of its own, and no word to the access log. Nothing of that passes; when the
+//! engine lets go of the connection, the stream comes back, and whoever [refuses](Refuse) says with what answer.
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::{SslDigest, SslStream, TlsRef};
@@ -27,9 +29,13 @@ use pingora_timeout::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::stream::{ClientStream, Connection};
+use crate::http::chunked::Chunked;
+use crate::http::head::{Fault, Framing};
 
-/// How much of a head is kept for the log. No more than most request lines need: idle connections have the room too.
+/// How much of a request line is kept for the log. No more than most need: idle connections have the room too.
 const KEPT: usize = 128;
+/// How much is read of what a client sends before its last request is answered.
+const AHEAD: usize = 1024;
 /// How long a refused client may take to read the answer and to stop sending (nginx: `lingering_timeout`). A
 /// connection that is closed with input unread is reset, which can take the answer away from the client.
 const LINGER: Duration = Duration::from_secs(5);
@@ -54,8 +60,8 @@ pub struct Refused<'a> {
 /// Why no request came of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It is not HTTP, or contradicts itself.
-    Malformed,
+    /// It is not one that weir takes.
+    Refused(Fault),
     /// The client sent the rest of it too late.
     TimedOut,
     /// The client went away in its middle.
@@ -94,33 +100,37 @@ pub(super) type Back<S> = Arc<Mutex<Option<Box<Held<S>>>>>;
 pub(super) struct Held<S> {
     stream: S,
     connection: Arc<Connection>,
-    head: Head,
+    head: Kept,
+    body: Body,
+    /// What has been read beyond the present request.
+    ahead: BytesMut,
 }
 
 /// What is known of the head of the present request.
-struct Head {
-    /// Its beginning.
-    kept: [u8; KEPT],
-    /// Whether it was seen from its first byte on.
-    line_known: bool,
+struct Kept {
+    /// The beginning of its first line.
+    line: [u8; KEPT],
+    line_length: usize,
     length: u64,
-    /// What would be the reason if the engine gave up now: that is how its last read went.
-    cause: Cause,
+}
+
+/// What is still to come of the present request.
+enum Body {
+    Length(u64),
+    /// Boxed: every connection would have the room for it.
+    Chunked(Box<Chunked>),
+    Over,
 }
 
 impl<S: Transport> Gate<S> {
     pub(super) fn new(stream: S, connection: Arc<Connection>) -> Box<Gate<S>> {
-        let head = Head {
-            kept: [0; KEPT],
-            line_known: false,
-            length: 0,
-            cause: Cause::Malformed,
-        };
         Box::new(Gate {
             held: Some(Held {
                 stream,
                 connection,
-                head,
+                head: Kept::new(),
+                body: Body::Over,
+                ahead: BytesMut::new(),
             }),
             back: Back::default(),
         })
@@ -130,16 +140,38 @@ impl<S: Transport> Gate<S> {
         self.back.clone()
     }
 
-    /// Shuts the gate for the next request, which begins with these bytes; `None` where only the engine has them.
-    pub(super) fn next_request(&mut self, bytes: Option<&[u8]>) {
+    /// Shuts the gate for the next request, whose head this is; `ahead` came along with it.
+    pub(super) fn begin(&mut self, head: &[u8], framing: Framing, ahead: BytesMut) {
         let held = self.held_mut();
         held.connection.set_admitted(false);
-        held.head.begin(bytes);
+        held.head.keep(head);
+        held.body = match framing {
+            Framing::Length(0) => Body::Over,
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::Chunked(Box::default()),
+        };
+        held.ahead = ahead;
+    }
+
+    /// What came after the last request; `None` when that has not come to its end.
+    pub(super) fn take_ahead(&mut self) -> Option<BytesMut> {
+        let held = self.held_mut();
+        match held.body {
+            Body::Over => Some(std::mem::take(&mut held.ahead)),
+            Body::Length(_) | Body::Chunked(_) => None,
+        }
     }
 
     /// The stream itself, between requests.
     pub(super) fn stream_mut(&mut self) -> &mut S {
         &mut self.held_mut().stream
+    }
+
+    /// Takes the gate down before a head of which no request came.
+    pub(super) fn refuse(mut self, head: &[u8]) -> Box<Held<S>> {
+        let mut held = self.held.take().expect("only `drop` takes it as well");
+        held.head.keep(head);
+        Box::new(held)
     }
 
     fn held(&self) -> &Held<S> {
@@ -153,18 +185,23 @@ impl<S: Transport> Gate<S> {
 
 impl<S: Transport> Drop for Gate<S> {
     fn drop(&mut self) {
-        if !self.held().connection.is_admitted() {
-            *self.back.lock() = self.held.take().map(Box::new);
+        if let Some(held) = self.held.take()
+            && !held.connection.is_admitted()
+        {
+            *self.back.lock() = Some(Box::new(held));
         }
     }
 }
 
 impl<S: Transport> Held<S> {
     /// Answers the head and ends the connection, in a way that lets the client read the answer.
-    pub(super) async fn refuse(mut self: Box<Self>, refuse: &dyn Refuse) {
+    pub(super) async fn refuse(mut self: Box<Self>, cause: Cause, refuse: &dyn Refuse) {
+        if let Cause::Refused(fault) = cause {
+            log::debug!("connection {}: {fault}", self.connection.number);
+        }
         let answer = refuse.refuse(&Refused {
             connection: &self.connection,
-            cause: self.head.cause,
+            cause,
             line: self.head.line(),
             length: self.head.length,
         });
@@ -179,38 +216,110 @@ impl<S: Transport> Held<S> {
         // The client may be gone already, or never stop; there is nobody else to tell.
         let _ = timeout(LINGER, end).await;
     }
+
+    /// Reads of the body, but nothing beyond its end.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buf.remaining());
+            let count = self.body.take(&self.ahead[..count])?;
+            self.hand_out(count, buf);
+            return Poll::Ready(Ok(()));
+        }
+        let start = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let end = start + self.body.take(&buf.filled()[start..])?;
+        self.ahead.extend_from_slice(&buf.filled()[end..]);
+        buf.set_filled(end);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Watches whether the client goes away, while nothing is to be read.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = Pin::new(&mut self.stream);
+        if !self.ahead.is_empty() {
+            // Whoever waits for input wants to see the output gone; a read of the stream would have done that.
+            let _ = stream.poll_flush(cx)?;
+            return Poll::Pending;
+        }
+        let mut room = [MaybeUninit::uninit(); AHEAD];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(stream.poll_read(cx, &mut read))?;
+        if read.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.ahead.extend_from_slice(read.filled());
+        Poll::Pending
+    }
+
+    /// Reads whatever comes, for a connection that has changed to another protocol.
+    fn poll_any(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        self.hand_out(self.ahead.len().min(buf.remaining()), buf);
+        Poll::Ready(Ok(()))
+    }
+
+    fn hand_out(&mut self, count: usize, buf: &mut ReadBuf<'_>) {
+        buf.put_slice(&self.ahead[..count]);
+        self.ahead.advance(count);
+        if self.ahead.is_empty() {
+            // It shares its memory with the head.
+            self.ahead = BytesMut::new();
+        }
+    }
 }
 
-impl Head {
-    fn begin(&mut self, bytes: Option<&[u8]>) {
-        self.length = 0;
-        self.line_known = bytes.is_some();
-        self.add(bytes.unwrap_or_default());
+impl Body {
+    /// How many of the bytes that come next belong to it.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Body::Length(left) => {
+                let count =
+                    usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                *left -= count as u64;
+                if *left == 0 {
+                    *self = Body::Over;
+                }
+                Ok(count)
+            }
+            Body::Chunked(chunked) => {
+                let count = chunked
+                    .pass(bytes)
+                    .map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))?;
+                if chunked.is_over() {
+                    *self = Body::Over;
+                }
+                Ok(count)
+            }
+            Body::Over => Ok(0),
+        }
+    }
+}
+
+impl Kept {
+    fn new() -> Kept {
+        Kept {
+            line: [0; KEPT],
+            line_length: 0,
+            length: 0,
+        }
     }
 
-    fn add(&mut self, bytes: &[u8]) {
-        let kept = self.kept_length();
-        let room = &mut self.kept[kept..];
-        let count = room.len().min(bytes.len());
-        room[..count].copy_from_slice(&bytes[..count]);
-        self.length += bytes.len() as u64;
-        self.cause = Cause::Malformed;
-    }
-
-    fn kept_length(&self) -> usize {
-        usize::try_from(self.length).map_or(KEPT, |length| length.min(KEPT))
+    fn keep(&mut self, head: &[u8]) {
+        let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        // Empty lines before a request are no part of it (RFC 9112 section 2.2).
+        let start = head.iter().position(|byte| !is_end(byte));
+        let head_line = &head[start.unwrap_or(head.len())..];
+        let head_line = &head_line[..head_line.len().min(KEPT)];
+        let end = head_line.iter().position(is_end);
+        self.line_length = end.unwrap_or(head_line.len());
+        self.line[..self.line_length].copy_from_slice(&head_line[..self.line_length]);
+        self.length = head.len() as u64;
     }
 
     fn line(&self) -> &[u8] {
-        if !self.line_known {
-            return &[];
-        }
-        let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
-        let kept = &self.kept[..self.kept_length()];
-        // Empty lines before a request are no part of it (RFC 9112 section 2.2).
-        let start = kept.iter().position(|byte| !is_end(byte));
-        let line = &kept[start.unwrap_or(kept.len())..];
-        &line[..line.iter().position(is_end).unwrap_or(line.len())]
+        &self.line[..self.line_length]
     }
 }
 
@@ -220,19 +329,14 @@ impl<S: Transport> AsyncRead for Gate<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
         let held = self.held_mut();
-        let read = Pin::new(&mut held.stream).poll_read(cx, buf);
-        if !held.connection.is_admitted() {
-            match &read {
-                Poll::Pending => held.head.cause = Cause::TimedOut,
-                Poll::Ready(Ok(())) if buf.filled().len() > before => {
-                    held.head.add(&buf.filled()[before..]);
-                }
-                Poll::Ready(_) => held.head.cause = Cause::Closed,
-            }
+        if held.connection.has_switched() {
+            return held.poll_any(cx, buf);
         }
-        read
+        match held.body {
+            Body::Over => held.poll_idle(cx),
+            Body::Length(_) | Body::Chunked(_) => held.poll_body(cx, buf),
+        }
     }
 }
 
@@ -319,10 +423,14 @@ impl<S: Transport> GetSocketDigest for Gate<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::Waker;
+
     use pingora::http::ResponseHeader;
     use pingora::protocols::Stream;
     use pingora::protocols::http::ServerSession;
     use tokio::io::{DuplexStream, duplex};
+    use tokio::task::unconstrained;
 
     use super::*;
 
@@ -332,8 +440,8 @@ mod tests {
         }
     }
 
-    /// Cause, line and length.
-    type Refusal = (Cause, String, u64);
+    /// Line and length.
+    type Refusal = (String, u64);
 
     /// Answers `no` and remembers what it refused.
     #[derive(Default)]
@@ -341,8 +449,9 @@ mod tests {
 
     impl Refuse for Refusals {
         fn refuse(&self, refused: &Refused<'_>) -> Bytes {
+            assert_eq!(refused.cause, Cause::Closed);
             let line = String::from_utf8_lossy(refused.line).into_owned();
-            self.0.lock().push((refused.cause, line, refused.length));
+            self.0.lock().push((line, refused.length));
             Bytes::from_static(b"no")
         }
     }
@@ -353,40 +462,16 @@ mod tests {
         client: DuplexStream,
     }
 
-    fn scene(head: Option<&[u8]>) -> Scene {
+    fn scene(head: &[u8], framing: Framing) -> Scene {
         let (client, stream) = duplex(4096);
         let connection = Arc::<Connection>::default();
         let mut gate = Gate::new(stream, connection.clone());
-        gate.next_request(head);
+        gate.begin(head, framing, BytesMut::new());
         Scene {
             gate,
             connection,
             client,
         }
-    }
-
-    /// What becomes of a head that the engine does not like or waits for in vain, and what the client gets.
-    async fn refused(scene: Scene, head: &[u8], silence: Duration) -> (String, Vec<Refusal>) {
-        let Scene { gate, client, .. } = scene;
-        let back = gate.back();
-        let refusals = Refusals::default();
-        let serve = async {
-            let mut session = ServerSession::new_http1(gate as Stream);
-            session.set_pipelined_prefix(head.into());
-            session.set_keepalive(None);
-            session.set_read_timeout(Some(silence));
-            assert!(session.read_request().await.is_err());
-            // the engine's own words about it
-            let words = ResponseHeader::build(400, None).unwrap();
-            let written = session.write_error_response(words, Bytes::new()).await;
-            written.unwrap();
-            session.shutdown().await;
-            drop(session);
-            let held = back.lock().take().expect("it comes back");
-            held.refuse(&refusals).await;
-        };
-        let (_, answer) = tokio::join!(serve, read_to_end(client));
-        (answer, refusals.0.into_inner())
     }
 
     async fn read_to_end(mut client: DuplexStream) -> String {
@@ -395,50 +480,60 @@ mod tests {
         text
     }
 
-    const LONG: Duration = Duration::from_secs(60);
+    /// What comes of it without waiting.
+    fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match pin!(unconstrained(future)).poll(&mut cx) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => None,
+        }
+    }
+
+    /// What the engine reads until the gate gives nothing more, and what is left for the next request.
+    async fn pass(framing: Framing, ahead: &str, pieces: &[&str]) -> io::Result<(String, String)> {
+        let mut scene = scene(b"", framing);
+        scene.gate.begin(b"", framing, ahead.into());
+        let mut text = vec![0; 4096];
+        let mut length = 0;
+        for piece in pieces.iter().chain(&[""]) {
+            scene.client.write_all(piece.as_bytes()).await.unwrap();
+            while let Some(read) = now(scene.gate.read(&mut text[length..])) {
+                length += read?;
+            }
+        }
+        let left = scene.gate.take_ahead().expect("the body is over");
+        let string = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((string(&text[..length]), string(&left)))
+    }
 
     #[tokio::test]
-    async fn head_that_is_no_http_is_refused_in_the_place_of_the_engine() {
+    async fn what_the_engine_does_not_like_is_refused_in_its_place() {
         let head = b"\r\nGARBAGE\r\n\r\n";
-        let (answer, refusals) = refused(scene(Some(head)), head, LONG).await;
+        let Scene { gate, client, .. } = scene(head, Framing::Length(0));
+        let back = gate.back();
+        let refusals = Refusals::default();
+        let serve = async {
+            let mut session = ServerSession::new_http1(gate as Stream);
+            session.set_pipelined_prefix(head.as_slice().into());
+            assert!(session.read_request().await.is_err());
+            // the engine's own words about it
+            let words = ResponseHeader::build(400, None).unwrap();
+            let written = session.write_error_response(words, Bytes::new()).await;
+            written.unwrap();
+            session.shutdown().await;
+            drop(session);
+            let held = back.lock().take().expect("it comes back");
+            held.refuse(Cause::Closed, &refusals).await;
+        };
+        let (_, answer) = tokio::join!(serve, read_to_end(client));
         assert_eq!(answer, "no");
-        assert_eq!(refusals, [(Cause::Malformed, "GARBAGE".to_owned(), 13)]);
-    }
-
-    #[tokio::test]
-    async fn head_that_stops_coming_is_timed_out() {
-        let head = b"GET / HTTP/1.1\r\nHo";
-        let silence = Duration::from_millis(10);
-        let (answer, refusals) = refused(scene(Some(head)), head, silence).await;
-        assert_eq!(answer, "no");
-        let expected = (Cause::TimedOut, "GET / HTTP/1.1".to_owned(), 18);
-        assert_eq!(refusals, [expected]);
-    }
-
-    #[tokio::test]
-    async fn head_that_breaks_off_was_closed_by_the_client() {
-        let head = b"GET / HT";
-        let mut scene = scene(Some(head));
-        scene.client.write_all(b"TP/1.1\r\nHo").await.unwrap();
-        AsyncWriteExt::shutdown(&mut scene.client).await.unwrap();
-        let (_, refusals) = refused(scene, head, LONG).await;
-        let expected = (Cause::Closed, "GET / HTTP/1.1".to_owned(), 18);
-        assert_eq!(refusals, [expected]);
-    }
-
-    #[tokio::test]
-    async fn line_is_unknown_where_its_beginning_was_not_seen() {
-        let mut scene = scene(None);
-        scene.client.write_all(b"TP/1.1\r\nHo").await.unwrap();
-        AsyncWriteExt::shutdown(&mut scene.client).await.unwrap();
-        let (_, refusals) = refused(scene, b"GET / HT", LONG).await;
-        assert_eq!(refusals, [(Cause::Closed, String::new(), 10)]);
+        assert_eq!(refusals.0.into_inner(), [("GARBAGE".to_owned(), 13)]);
     }
 
     #[tokio::test]
     async fn of_a_long_line_the_beginning_is_known() {
         let head = [b"GET /".as_slice(), &[b'x'; 1000]].concat();
-        let scene = scene(Some(&head));
+        let scene = scene(&head, Framing::Length(0));
         assert_eq!(scene.gate.held().head.line(), &head[..KEPT]);
         assert_eq!(scene.gate.held().head.length, 1005);
     }
@@ -449,7 +544,7 @@ mod tests {
             mut gate,
             connection,
             client,
-        } = scene(Some(b"GET / HTTP/1.1\r\n\r\n"));
+        } = scene(b"GET / HTTP/1.1\r\n\r\n", Framing::Length(0));
         let back = gate.back();
         connection.admit();
         gate.write_all(b"yes").await.unwrap();
@@ -457,5 +552,53 @@ mod tests {
         drop(gate);
         assert_eq!(read_to_end(client).await, "yes");
         assert!(back.lock().is_none());
+    }
+
+    #[tokio::test]
+    async fn engine_reads_no_byte_beyond_the_body() {
+        for (framing, body) in [
+            (Framing::Length(0), ""),
+            (Framing::Length(5), "12345"),
+            (Framing::Chunked, "1\r\na\r\n0\r\n\r\n"),
+        ] {
+            let text = format!("{body}GET /next");
+            let expected = (body.to_owned(), "GET /next".to_owned());
+            assert_eq!(pass(framing, "", &[&text]).await.unwrap(), expected);
+            assert_eq!(pass(framing, &text, &[]).await.unwrap(), expected);
+            for cut in 1..text.len() {
+                let (first, second) = text.split_at(cut);
+                let came_along = pass(framing, first, &[second]).await.unwrap();
+                assert_eq!(came_along.0, expected.0);
+                let pieces = pass(framing, "", &[first, second]).await.unwrap();
+                assert_eq!(pieces.0, expected.0);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn chunks_that_are_none_are_an_error() {
+        let error = pass(Framing::Chunked, "", &["1\nx\n"]).await.unwrap_err();
+        assert!(error.get_ref().is_some_and(|fault| fault.is::<Fault>()));
+    }
+
+    #[tokio::test]
+    async fn body_that_has_not_ended_hides_what_comes_next() {
+        let mut scene = scene(b"", Framing::Length(3));
+        assert!(scene.gate.take_ahead().is_none());
+        scene.client.write_all(b"abc").await.unwrap();
+        scene.gate.read_exact(&mut [0; 3]).await.unwrap();
+        assert!(scene.gate.take_ahead().is_some());
+    }
+
+    #[tokio::test]
+    async fn everything_passes_once_the_protocol_has_changed() {
+        let mut scene = scene(b"", Framing::Length(0));
+        scene.client.write_all(b"early").await.unwrap();
+        assert!(now(scene.gate.read(&mut [0; 9])).is_none());
+        scene.connection.switch();
+        scene.client.write_all(b"late").await.unwrap();
+        let mut text = [0; 9];
+        scene.gate.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"earlylate");
     }
 }

@@ -8,7 +8,8 @@
 //!  bind.rs         an address as written -> a listening socket, own, opened or inherited
 //!  accept.rs       one task per socket: connections in, until the listener is closed
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
-//!  gate.rs         what comes of a head that is no request
+//!  bounds.rs       how long a client may take, and how much it may send, before anything is known of it
+//!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
 //!  stream.rs       the bytes: what Pingora reads from and writes to
 //! ```
 
@@ -23,11 +24,13 @@ use crate::value::OneOrMany;
 
 pub mod accept;
 pub mod bind;
+pub mod bounds;
 pub mod connection;
 pub mod gate;
 pub mod stream;
 
 pub use bind::Bind;
+pub use bounds::Bounds;
 pub use stream::{Connection, TlsFacts};
 
 /// One listener: `listeners.NAME`.
@@ -42,6 +45,12 @@ pub struct Config {
     /// HTTP versions to accept. On TLS the client chooses by ALPN; `h2` on a plain listener means HTTP/2 by prior
     /// knowledge. Default: `[h1, h2]`.
     pub protocols: Option<OneOrMany<Protocol>>,
+    /// How long clients may take.
+    #[serde(default)]
+    pub timeouts: bounds::Timeouts,
+    /// How much clients may send before anything is known of them.
+    #[serde(default)]
+    pub limits: bounds::Limits,
 }
 
 impl Config {
@@ -60,6 +69,7 @@ pub struct Listener {
     pub binds: Vec<Bind>,
     pub tls: Option<Arc<crate::tls::Acceptor>>,
     pub protocols: Protocols,
+    pub bounds: Bounds,
 }
 
 /// All listeners of a snapshot, by name.

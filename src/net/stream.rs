@@ -44,6 +44,8 @@ pub struct Connection {
     pub forwarded_for: Option<HeaderValue>,
     /// See [`Connection::admit`].
     pub(crate) admitted: AtomicBool,
+    /// See [`Connection::switch`].
+    pub(crate) switched: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +71,16 @@ impl Connection {
 
     pub(super) fn is_admitted(&self) -> bool {
         self.admitted.load(Ordering::Relaxed)
+    }
+
+    /// Says that the connection is a tunnel from now on (RFC 9110 section 7.8): what the client sends is no request any
+    /// more. Said before the client hears of it.
+    pub fn switch(&self) {
+        self.switched.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_switched(&self) -> bool {
+        self.switched.load(Ordering::Relaxed)
     }
 
     /// The address of the other end, IPv4 as such even on a socket for both.

@@ -244,6 +244,9 @@ impl ProxyHttp for Weir {
         {
             return Ok(());
         }
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            x.cx.connection.switch();
+        }
         crate::handler::proxy::clean(response);
         x.attempts.bind(&x.cx, response)?;
         if session.req_header().version < Version::HTTP_11 {

@@ -9,6 +9,7 @@ use pingora::http::RequestHeader;
 use super::send;
 use crate::exchange::vars::View;
 use crate::exchange::{Body, Cx, Failure, Reply};
+use crate::http::head::Fault;
 use crate::net::gate::{Cause, Refuse, Refused};
 use crate::runtime::{Live, Part};
 
@@ -27,7 +28,7 @@ impl Refusals {
 impl Refuse for Refusals {
     fn refuse(&self, refused: &Refused<'_>) -> Bytes {
         let failure = match refused.cause {
-            Cause::Malformed => Failure::BadRequest,
+            Cause::Refused(fault) => failure(fault),
             Cause::TimedOut => Failure::ClientTimeout,
             Cause::Closed => Failure::ClientClosed,
         };
@@ -67,5 +68,15 @@ impl Refuse for Refusals {
             });
         }
         answer
+    }
+}
+
+fn failure(fault: Fault) -> Failure {
+    match fault {
+        Fault::Malformed(_) => Failure::BadRequest,
+        Fault::LineTooLong => Failure::UriTooLong,
+        Fault::TooLarge => Failure::HeaderTooLarge,
+        Fault::NotImplemented => Failure::NotImplemented,
+        Fault::Version => Failure::VersionNotSupported,
     }
 }

@@ -11,7 +11,7 @@ use crate::config::{Admin, Config};
 use crate::handler::proxy;
 use crate::http::version::Protocols;
 use crate::issue::{At, Issues, Sources};
-use crate::net::{Bind, Listener, Listeners};
+use crate::net::{Bind, Bounds, Listener, Listeners};
 use crate::pool::{Names, Pool};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
@@ -245,6 +245,7 @@ fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
             binds: own.bind.0.clone(),
             tls: None,
             protocols: Protocols::ALL,
+            bounds: Bounds::default(),
         };
         listeners.insert(name.clone(), listener);
         statics.insert(name, Arc::new(files));
@@ -269,6 +270,7 @@ fn edge(
         if !protocols.h1 && !protocols.h2 {
             b.error(&at.key("protocols"), "needs at least one of h1, h2");
         }
+        let bounds = Bounds::compile(own.timeouts, own.limits, &at, &mut b.issues);
         let mut acceptor = None;
         if let Some(tls) = &own.tls {
             let at = at.key("tls");
@@ -302,6 +304,7 @@ fn edge(
                 binds,
                 tls: acceptor,
                 protocols,
+                bounds,
             },
         );
     }
