@@ -27,13 +27,14 @@ mod proxy; // what reaches the backend, what comes back
 mod queue; // requests that wait for room
 mod retry; // another member after a failed try
 mod routing; // sites and routes
-mod smuggling;
 mod sticky; // sessions that stay with their member
 mod streaming; // bodies of any size, WebSocket
 
 // the protocols
 mod http1;
 mod http2;
+mod proxy_protocol; // from proxies in front
+mod smuggling; // requests that could be read in two ways
 mod tls;
 mod upstream; // what is spoken with backends: TLS, HTTP/2, the PROXY protocol
 

@@ -1,4 +1,4 @@
-//! Rules of HTTP without I/O.
+//! Rules of HTTP, and of what stands ahead of it, without I/O.
 
 pub mod accept;
 pub mod chunked;
@@ -13,5 +13,6 @@ pub mod hop;
 pub mod host;
 pub mod mime;
 pub mod path;
+pub mod proxy_protocol;
 pub mod range;
 pub mod version;

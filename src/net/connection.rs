@@ -26,6 +26,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::bounds::Bounds;
 use super::gate::{Cause, Gate, Refuse, Transport};
+use super::proxy_protocol;
 use super::stream::{ClientStream, Connection, Slot, Socket};
 use super::{Listener, TlsFacts};
 use crate::http::forwarded;
@@ -65,12 +66,30 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
     pub(super) async fn serve(
         self: Arc<Self>,
         slot: Slot,
-        socket: Socket,
-        peer: Option<SocketAddr>,
-        local: Option<SocketAddr>,
+        mut socket: Socket,
+        mut peer: Option<SocketAddr>,
+        mut local: Option<SocketAddr>,
         listener: Arc<Listener>,
         mut drain: ShutdownWatch,
     ) {
+        let bounds = &listener.bounds;
+        let mut ahead = BytesMut::new();
+        if let Some(config) = &listener.proxy_protocol
+            && config.is_proxy(peer)
+        {
+            // Boxed, here and below: a local keeps its room in the task for as long as the connection lives.
+            let header = Box::pin(proxy_protocol::read(&mut socket));
+            match timeout(bounds.handshake, header).await {
+                Ok(Ok((ends, rest))) => {
+                    if let Some(ends) = ends {
+                        (peer, local) = (Some(ends.client), Some(ends.server));
+                    }
+                    ahead = rest;
+                }
+                Ok(Err(e)) => return log::info!("a proxy, {}: {e}", name_of(peer)),
+                Err(_) => return log::info!("a proxy, {}: too slow", name_of(peer)),
+            }
+        }
         let mut connection = Connection {
             number: self.accepted.fetch_add(1, Ordering::Relaxed) + 1,
             peer,
@@ -80,10 +99,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         };
         connection.forwarded_for =
             forwarded::forwarded_for(connection.peer_ip(), &HeaderMap::new(), false);
-        let bounds = &listener.bounds;
         let mut patience = Patience::new(bounds.header);
-        // Boxed, here and below: a local keeps its room in the task for as long as the connection lives.
         let mut client = Box::new(ClientStream::new(socket, peer, slot));
+        client.unread(ahead);
         match &listener.tls {
             Some(acceptor) => {
                 let handshake = Box::pin(acceptor.handshake(*client));
@@ -299,6 +317,10 @@ async fn read_when_ready<S: Transport>(stream: &mut S) -> io::Result<BytesMut> {
         }
     })
     .await
+}
+
+fn name_of(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(|| "on a unix socket".to_owned(), |peer| peer.to_string())
 }
 
 fn tls_facts(stream: &SslStream<ClientStream>) -> TlsFacts {

@@ -10,6 +10,7 @@
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
 //!  bounds.rs       how long a client may take, and how much it may send, before anything is known of it
 //!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
+//!  proxy_protocol.rs  who the client is, as a proxy in front says
 //!  stream.rs       the bytes: what Pingora reads from and writes to
 //! ```
 
@@ -27,6 +28,7 @@ pub mod bind;
 pub mod bounds;
 pub mod connection;
 pub mod gate;
+pub mod proxy_protocol;
 pub mod stream;
 
 pub use bind::Bind;
@@ -51,6 +53,8 @@ pub struct Config {
     /// How much clients may send before anything is known of them.
     #[serde(default)]
     pub limits: bounds::Limits,
+    /// Take the PROXY protocol from proxies in front, such as a load balancer of TCP connections.
+    pub proxy_protocol: Option<proxy_protocol::Config>,
 }
 
 impl Config {
@@ -70,6 +74,7 @@ pub struct Listener {
     pub tls: Option<Arc<crate::tls::Acceptor>>,
     pub protocols: Protocols,
     pub bounds: Bounds,
+    pub proxy_protocol: Option<proxy_protocol::Config>,
 }
 
 /// All listeners of a snapshot, by name.

@@ -246,6 +246,7 @@ fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
             tls: None,
             protocols: Protocols::ALL,
             bounds: Bounds::default(),
+            proxy_protocol: None,
         };
         listeners.insert(name.clone(), listener);
         statics.insert(name, Arc::new(files));
@@ -305,6 +306,7 @@ fn edge(
                 tls: acceptor,
                 protocols,
                 bounds,
+                proxy_protocol: own.proxy_protocol.clone(),
             },
         );
     }

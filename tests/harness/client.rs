@@ -74,7 +74,7 @@ impl Request {
         self
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let Request {
             method,
             target,
@@ -138,6 +138,25 @@ impl Connection {
         server_name: &str,
         newest: Option<SslVersion>,
     ) -> io::Result<Connection> {
+        Connection::tls_over(connect(address)?, server_name, newest)
+    }
+
+    /// As [`Connection::tls`], with `ahead` sent before the handshake.
+    pub fn tls_after(
+        address: SocketAddr,
+        ahead: &[u8],
+        server_name: &str,
+    ) -> io::Result<Connection> {
+        let mut stream = connect(address)?;
+        stream.write_all(ahead)?;
+        Connection::tls_over(stream, server_name, None)
+    }
+
+    fn tls_over(
+        stream: TcpStream,
+        server_name: &str,
+        newest: Option<SslVersion>,
+    ) -> io::Result<Connection> {
         let mut connector = connector(b"\x08http/1.1");
         connector.set_max_proto_version(newest)?;
         connector.set_min_proto_version(Some(SslVersion::TLS1))?;
@@ -145,7 +164,7 @@ impl Connection {
         let stream = configuration
             .verify_hostname(false)
             .use_server_name_indication(!server_name.is_empty())
-            .connect(server_name, connect(address)?)
+            .connect(server_name, stream)
             .map_err(|error| io::Error::other(error.to_string()))?;
         let certificate = stream.ssl().peer_certificate();
         let protocol = stream.ssl().selected_alpn_protocol().map(to_text);

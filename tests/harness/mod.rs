@@ -137,6 +137,13 @@ impl Weir {
         Connection::tls(self.address("https"), server_name).expect("connect to {https}")
     }
 
+    /// As [`Weir::connect_tls`], with `ahead` sent before the handshake.
+    #[track_caller]
+    pub fn connect_tls_after(&self, ahead: &[u8], server_name: &str) -> Connection {
+        Connection::tls_after(self.address("https"), ahead, server_name)
+            .expect("connect to {https}")
+    }
+
     /// A new HTTP/2 connection to `{https}` that asks for `server_name`.
     #[track_caller]
     pub fn connect_http2(&self, server_name: &str) -> Http2 {

@@ -13,7 +13,6 @@
 
 mod idle;
 mod line;
-mod proxy_protocol;
 mod timeouts;
 mod tls;
 mod wire;
@@ -38,12 +37,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::issue::{At, Issues, Sources};
 use idle::Idle;
-use proxy_protocol::Version;
 use tls::{Offer, Tls};
 use wire::{Io, Link};
 
+use crate::http::proxy_protocol;
+pub use crate::http::proxy_protocol::{Ends, Version as ProxyProtocol};
 pub use line::Line;
-pub use proxy_protocol::{Ends, Version as ProxyProtocol};
 pub use timeouts::{Limits, Timeouts};
 pub use tls::TrueOr;
 
@@ -73,7 +72,7 @@ pub struct Connector {
     limits: Limits,
     protocol: Protocol,
     tls: Option<Tls>,
-    proxy_protocol: Option<Version>,
+    proxy_protocol: Option<ProxyProtocol>,
     /// How many idle connections to one member are kept.
     keepalive: usize,
 }
