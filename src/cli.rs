@@ -52,6 +52,8 @@ struct Cli {
 enum Command {
     /// Run a balanced, health-checked proxy without a file
     Proxy(quick::Proxy),
+    /// Serve the files of a folder without a file of configuration
+    Files(quick::Files),
     /// Test the configuration; show all mistakes or, when there are none, warnings
     Check(Check),
     /// Say which site, route, policies and action a request would take, and why
@@ -113,7 +115,8 @@ pub fn main() -> ExitCode {
     let file = options.conf.as_deref().map(PathBuf::from);
     let source = file.or_else(default_file).map(Source::File);
     match (command, source) {
-        (Some(Command::Proxy(proxy)), _) => quick_proxy(&proxy, &options),
+        (Some(Command::Proxy(proxy)), _) => quick(proxy.server(), &options),
+        (Some(Command::Files(files)), _) => quick(files.server(), &options),
         (Some(Command::Schema), _) => schema(),
         (Some(Command::Status(command)), source) => remote::status(&command, source.as_ref()),
         (Some(Command::Reload(command)), source) => remote::reload(&command, source.as_ref()),
@@ -152,22 +155,23 @@ fn no_file() {
     eprintln!("weir: there is neither {here} nor {there}; name a configuration with -c");
 }
 
-fn quick_proxy(proxy: &quick::Proxy, options: &Opt) -> ExitCode {
+fn quick(server: quick::Server, options: &Opt) -> ExitCode {
     if options.conf.is_some() || options.test || options.daemon || options.upgrade {
         eprintln!(
-            "weir: `weir proxy` takes none of -c -t -d -u; for a server that stays, save what `--print` shows, and run that"
+            "weir: `{}` takes none of -c -t -d -u; for a server that stays, save what `--print` shows, and run that",
+            server.name
         );
         return ExitCode::from(EXIT_BAD_USAGE);
     }
-    if proxy.print {
-        let _ = write!(std::io::stdout().lock(), "{}", proxy.document());
+    if server.print {
+        let _ = write!(std::io::stdout().lock(), "{}", server.document);
         return ExitCode::SUCCESS;
     }
     let how = How {
-        greeting: Some(proxy.greeting()),
+        greeting: Some(server.greeting.clone()),
         ..How::default()
     };
-    run(proxy.source(), how)
+    run(server.source(), how)
 }
 
 fn run(source: Source, how: How) -> ExitCode {

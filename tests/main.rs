@@ -10,7 +10,7 @@ mod layers; // who imports whom
 // the file and the command line
 mod cli; // run, -t, check, route, schema
 mod config; // config/*.case: one mistake each
-mod quick_start; // weir proxy
+mod quick_start; // weir proxy, weir files
 
 // the way of a request
 mod actions; // redirect, respond, status

@@ -1,4 +1,4 @@
-//! `weir proxy`: a proxy without a file.
+//! `weir proxy` and `weir files`: without a file.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,6 +16,11 @@ const LISTEN: [&str; 3] = ["proxy", "--bind", "127.0.0.1:{http}"];
 /// `weir proxy` on `{http}` with more options.
 fn proxy(setup: &Setup, options: &[&str]) -> Process {
     setup.launch(&[&LISTEN, options].concat())
+}
+
+/// `weir files` on `{http}` with more arguments.
+fn files(setup: &Setup, arguments: &[&str]) -> Process {
+    setup.launch(&[&["files", "--bind", "127.0.0.1:{http}"], arguments].concat())
 }
 
 fn address(setup: &Setup) -> SocketAddr {
@@ -169,4 +174,96 @@ fn port_in_use_is_told_before_any_promise() {
         "{run:?}"
     );
     assert!(!run.stderr.contains("->"), "{run:?}");
+}
+
+#[test]
+fn folder_is_served_and_the_way_to_see_more_is_told() {
+    let setup = Setup::new().file("www/a file.txt", "content");
+    let www = setup.dir().join("www").canonicalize().expect("the folder");
+    let mut weir = files(&setup, &["www"]);
+    assert_eq!(fetch(&setup).status, 404);
+    let said = format!(
+        "weir: http://{}/ -> {} (no index.html in it: --listing shows what there is)\n",
+        address(&setup),
+        www.display()
+    );
+    assert!(setup.error_log().contains(&said), "{}", setup.error_log());
+    let mut connection = Connection::tcp(address(&setup)).expect("connect");
+    let answer = connection.fetch(&get("/a%20file.txt")).expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, "content"));
+    // as with any other server of its kind, one sees who asks for what
+    eventually(PATIENCE, || {
+        setup
+            .error_log()
+            .contains("\"GET /a%20file.txt HTTP/1.1\" 200")
+    });
+    weir.signal(Signal::SIGTERM);
+    assert!(weir.wait().expect("it ends").success());
+
+    let _weir = files(&setup, &["www", "--listing"]);
+    assert!(fetch(&setup).text().contains("a file.txt"));
+}
+
+#[test]
+fn application_answers_for_every_path() {
+    let setup = Setup::new().file("www/index.html", "app");
+    let _weir = files(&setup, &["--spa", "www"]);
+    assert_eq!(fetch(&setup).text(), "app");
+    assert!(!setup.error_log().contains("--listing"));
+    let mut connection = Connection::tcp(address(&setup)).expect("connect");
+    let answer = connection.fetch(&get("/users/42")).expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, "app"));
+}
+
+#[test]
+fn folder_is_served_over_tls() {
+    let setup = Setup::new().file("www/index.html", "home");
+    let _weir = files(&setup, &["www", "--self-signed"]);
+    let connect = || Connection::tls(address(&setup), "localhost").ok();
+    let mut connection = value_within(PATIENCE, connect).expect("a TLS connection");
+    let answer = connection.fetch(&get("/")).expect("an answer");
+    assert_eq!(answer.text(), "home");
+}
+
+#[test]
+fn printed_file_serves_the_same_folder_from_anywhere() {
+    let odd = "a $host \"#: ü";
+    let setup = Setup::new()
+        .file(&format!("{odd}/index.html"), "home")
+        .file("elsewhere/empty", "");
+    for options in [&[][..], &["--spa", "--listing"], &["--self-signed"]] {
+        let command = ["files", odd, "--bind", "127.0.0.1:{http}", "--print"];
+        let run = setup.run(&[&command, options].concat());
+        assert_eq!(run.status, 0, "{run:?}");
+        setup.write("elsewhere/weir.yaml", &run.stdout);
+        let check = setup.run(&["check", "-c", "elsewhere/weir.yaml"]);
+        assert_eq!(check.status, 0, "{check:?}");
+        assert!(!check.stderr.contains("warning"), "{check:?}");
+        if options.is_empty() {
+            let mut weir = setup.launch(&["-c", "elsewhere/weir.yaml"]);
+            assert_eq!(fetch(&setup).text(), "home");
+            weir.signal(Signal::SIGTERM);
+            assert!(weir.wait().expect("it ends").success());
+        }
+    }
+}
+
+#[test]
+fn folder_that_is_none_is_explained() {
+    let setup = Setup::new()
+        .file("file", "")
+        .file("${env:HOME}/index.html", "");
+    for (arguments, word) in [
+        (&[][..], "<DIR>"),
+        (&["none"], "there is no folder `none`"),
+        (&["file"], "`file` is not a folder"),
+        (&["file/x"], "cannot open the folder `file/x`"),
+        (&["${env:HOME}"], "filled in"),
+        (&[".", "--bind", ":0"], "port"),
+        (&[".", "-u"], "-u"),
+    ] {
+        let run = setup.run(&[&["files"], arguments].concat());
+        assert_eq!(run.status, 2, "{arguments:?}: {run:?}");
+        assert!(run.stderr.contains(word), "{arguments:?}: {run:?}");
+    }
 }

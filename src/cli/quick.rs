@@ -1,9 +1,10 @@
-//! Running without a file: `weir proxy --to 127.0.0.1:3000`.
+//! Running without a file: `weir proxy --to 127.0.0.1:3000`, `weir files ./www`.
 //!
 //! The options become a document in the configuration language, and the document runs like any other. So there is one
 //! way for everything to work, and `--print` shows the file to go on with.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use clap::Args;
 
@@ -13,13 +14,30 @@ use crate::pool::backend;
 use crate::runtime::reload::Source;
 use crate::value::FromShort;
 
-/// `weir proxy`.
+/// What a command line stands for.
+pub struct Server {
+    /// The command, which takes a file's place in messages.
+    pub name: &'static str,
+    pub document: String,
+    /// What to tell whoever started it.
+    pub greeting: String,
+    /// Whether the document is only to be shown.
+    pub print: bool,
+}
+
+impl Server {
+    /// The document, to be run.
+    pub fn source(self) -> Source {
+        Source::Text {
+            name: self.name,
+            text: self.document,
+        }
+    }
+}
+
+/// Options of all these commands.
 #[derive(Args)]
-pub struct Proxy {
-    /// Where requests go: `host:port`, `http://host:port`, `unix:/path` or a port of this machine; again for each
-    /// further backend
-    #[arg(long, required = true, value_name = "ADDRESS", value_parser = to)]
-    to: Vec<String>,
+struct Common {
     /// Where to listen: `127.0.0.1:8080`, `:8080` for all addresses, `unix:/path` [default: `:8080`, or `:8443` with
     /// --self-signed]
     #[arg(long, value_name = "ADDRESS", value_parser = bind)]
@@ -29,46 +47,30 @@ pub struct Proxy {
     self_signed: bool,
     /// Print the configuration that this stands for, and end
     #[arg(long)]
-    pub print: bool,
+    print: bool,
 }
 
-impl Proxy {
-    /// The document that the options stand for.
-    pub fn document(&self) -> String {
-        let mut text = String::from("# made by `weir proxy`\nversion: 1\n");
-        let binds = list(self.binds().iter().map(Bind::to_string));
-        // Writing to a string does not fail.
-        let _ = match self.self_signed {
-            true => writeln!(
-                text,
-                "listeners:\n  https: {{ bind: {binds}, tls: {{ certificates: [{{ self_signed: true }}] }} }}"
+impl Common {
+    /// `listeners:` of the document.
+    fn listeners(&self) -> String {
+        let binds = self.bind_list();
+        match self.self_signed {
+            true => format!(
+                "listeners:\n  https: {{ bind: {binds}, tls: {{ certificates: [{{ self_signed: true }}] }} }}\n"
             ),
-            false => writeln!(text, "listeners:\n  http: {{ bind: {binds} }}"),
-        };
-        let backends = list(self.to.iter().cloned());
-        // Checks at a pace for somebody who restarts a backend and looks at the page.
-        let _ = writeln!(
-            text,
-            "pools:\n  app:\n    backends: {backends}\n    \
-             health: {{ tcp: {{}}, interval: 1s, rise: 1, fall: 2 }}"
-        );
-        text.push_str("sites:\n  main:\n    hosts: \"*\"\n    routes: [{ proxy: app }]\n");
-        text
-    }
-
-    /// The document, to be run.
-    pub fn source(&self) -> Source {
-        Source::Text {
-            name: "weir proxy",
-            text: self.document(),
+            false => format!("listeners:\n  http: {{ bind: {binds} }}\n"),
         }
     }
 
-    /// What to tell whoever started it: where it listens, and where to.
-    pub fn greeting(&self) -> String {
+    fn bind_list(&self) -> String {
+        list(self.binds().iter().map(Bind::to_string))
+    }
+
+    /// Where it listens, and what is there.
+    fn greeting(&self, what: &str) -> String {
         let scheme = if self.self_signed { "https" } else { "http" };
         let binds: Vec<String> = self.binds().iter().map(|bind| url(scheme, bind)).collect();
-        format!("{} -> {}", binds.join(", "), self.to.join(", "))
+        format!("{} -> {what}", binds.join(", "))
     }
 
     fn binds(&self) -> Vec<Bind> {
@@ -80,12 +82,106 @@ impl Proxy {
     }
 }
 
-/// A YAML list of texts. Quoted as JSON, which YAML reads as it is meant.
+/// `weir proxy`.
+#[derive(Args)]
+pub struct Proxy {
+    /// Where requests go: `host:port`, `http://host:port`, `unix:/path` or a port of this machine; again for each
+    /// further backend
+    #[arg(long, required = true, value_name = "ADDRESS", value_parser = to)]
+    to: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Proxy {
+    pub fn server(&self) -> Server {
+        Server {
+            name: "weir proxy",
+            document: self.document(),
+            greeting: self.common.greeting(&self.to.join(", ")),
+            print: self.common.print,
+        }
+    }
+
+    fn document(&self) -> String {
+        let listeners = self.common.listeners();
+        let backends = list(self.to.iter().cloned());
+        // Checks at a pace for somebody who restarts a backend and looks at the page.
+        format!(
+            "# made by `weir proxy`\nversion: 1\n{listeners}\
+             pools:\n  app:\n    backends: {backends}\n    \
+             health: {{ tcp: {{}}, interval: 1s, rise: 1, fall: 2 }}\n\
+             sites:\n  main:\n    hosts: \"*\"\n    routes: [{{ proxy: app }}]\n"
+        )
+    }
+}
+
+/// `weir files`.
+#[derive(Args)]
+pub struct Files {
+    /// The folder: `.` for this one
+    #[arg(value_name = "DIR", value_parser = folder)]
+    dir: String,
+    /// Show what is in a folder that has no index.html
+    #[arg(long)]
+    listing: bool,
+    /// Answer with /index.html for every path that is no file, as a single-page application needs it
+    #[arg(long)]
+    spa: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Files {
+    pub fn server(&self) -> Server {
+        let mut greeting = self.common.greeting(&self.dir);
+        if !self.listing && !Path::new(&self.dir).join("index.html").exists() {
+            greeting.push_str(" (no index.html in it: --listing shows what there is)");
+        }
+        Server {
+            name: "weir files",
+            document: self.document(),
+            greeting,
+            print: self.common.print,
+        }
+    }
+
+    /// A companion service, which is the shortest way to a file; but those have no TLS.
+    fn document(&self) -> String {
+        let mut keys = format!("root: {}", quoted(&self.dir));
+        if self.listing {
+            keys.push_str(", listing: true");
+        }
+        if self.spa {
+            keys.push_str(", try: [\"$uri\", \"$uri/\", /index.html]");
+        }
+        let mut text = String::from("# made by `weir files`\nversion: 1\n");
+        // Writing to a string does not fail.
+        let _ = match self.common.self_signed {
+            true => write!(
+                text,
+                "{}sites:\n  main:\n    hosts: \"*\"\n    routes:\n      - files: {{ {keys} }}\n",
+                self.common.listeners()
+            ),
+            false => writeln!(
+                text,
+                "static:\n  main: {{ bind: {}, {keys} }}",
+                self.common.bind_list()
+            ),
+        };
+        text
+    }
+}
+
+/// A YAML list of texts.
 fn list(texts: impl Iterator<Item = String>) -> String {
-    let quoted: Vec<String> = texts
-        .map(|text| serde_json::Value::from(text).to_string())
-        .collect();
+    let quoted: Vec<String> = texts.map(|text| quoted(&text)).collect();
     format!("[{}]", quoted.join(", "))
+}
+
+/// A text in YAML: quoted as JSON, which YAML reads as it is meant.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
 /// What to type into a browser on this machine.
@@ -126,6 +222,28 @@ fn to(text: &str) -> Result<String, String> {
             Some(hint) => format!("{} ({hint})", issue.message),
             None => issue.message,
         }),
+    }
+}
+
+/// A folder that is there, by a path that does not depend on where the file with it will lie.
+fn folder(text: &str) -> Result<String, String> {
+    let path = match std::fs::canonicalize(text) {
+        Ok(path) if path.is_dir() => path,
+        Ok(_) => return Err(format!("`{text}` is not a folder")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(format!("there is no folder `{text}`"));
+        }
+        Err(error) => return Err(format!("cannot open the folder `{text}`: {error}")),
+    };
+    match path.into_os_string().into_string() {
+        // no file can say this and mean it
+        Ok(path) if path.contains("${env:") || path.contains("${file:") => Err(format!(
+            "`{path}` would be filled in while loading: rename the folder"
+        )),
+        Ok(path) => Ok(path),
+        Err(_) => Err(format!(
+            "the path of `{text}` is not UTF-8, and YAML is nothing else"
+        )),
     }
 }
 
