@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use crate::harness::client::{Connection, Request, Response, get, post};
+use crate::harness::origin::Origin;
 use crate::harness::{Setup, Weir};
 
 const DATA: &str = "0123456789";
@@ -527,6 +528,100 @@ fn variables_choose_among_folders() {
             assert_eq!(answer.status, status, "{target} {host}");
             assert!(answer.text().contains(text), "{answer:?}");
         }
+    }
+}
+
+#[test]
+fn last_entry_of_try_leads_to_another_route() {
+    let app = Origin::echo();
+    let setup = Setup::new()
+        .with("app", &app)
+        .file("www/index.html", "home")
+        .file("www/style.css", "p {}")
+        .file("www/here", "a file after all");
+    let weir = setup.start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools: { app: { backends: ['{app}'] } }
+        sites:
+          main:
+            hosts: ['*']
+            headers: { response: { set: { X-Site: main } } }
+            routes:
+              - match: { prefix: /@app }
+                rewrite: { strip_prefix: /@app }
+                headers: { response: { set: { X-Route: app } } }
+                proxy: app
+              - match: { regex: '^/page-(?<n>[0-9]+)$' }
+                respond: 'page $n'
+              - match: { prefix: /pages }
+                files: { root: ./www, try: ['$uri', '/page-$arg_n'] }
+              - match: { prefix: /moved }
+                files: { root: ./www, try: ['$uri', /here] }
+              - match: { prefix: /up }
+                files: { root: ./www, try: ['$uri', '/$arg_n'] }
+              - headers: { response: { set: { X-Files: served } } }
+                files: { root: ./www, try: ['$uri', '$uri/', '/@app$uri'] }
+        ",
+    );
+    for (target, text) in [
+        ("/", "home"),
+        ("/style.css", "p {}"),
+        ("/moved/x", "a file after all"),
+        ("/pages/x?n=7", "page 7"),
+    ] {
+        let answer = weir.get(target);
+        assert_eq!((answer.status, answer.text()), (200, text), "{target}");
+    }
+    let answer = weir.fetch(&post("/cart/a%20b%2541?q=%20", "a body"));
+    assert_eq!(answer.status, 200);
+    assert!(answer.text().ends_with("a body"), "{answer:?}");
+    assert_eq!(answer.header("x-route"), Some("app"));
+    assert_eq!(answer.header("x-site"), Some("main"));
+    assert_eq!(answer.header("x-files"), None);
+    let asked = app.request();
+    assert_eq!(asked.method(), "POST");
+    assert_eq!(asked.target(), "/cart/a%20b%2541?q=%20");
+    // a method that no file takes is refused where there is a file
+    assert_eq!(weir.fetch(&post("/style.css", "x")).status, 405);
+    // what a client puts into a path does not get it out of the root
+    for target in ["/up?n=../secret", "/up?n=x/../../secret", "/up?n=@app/../x"] {
+        assert_eq!(weir.get(target).status, 404, "{target}");
+    }
+    assert_eq!(app.hits(), 1);
+    let logged = weir.access_lines(9).join("\n");
+    assert!(logged.contains("\"POST /cart/a%20b%2541?q=%20 HTTP/1.1\" 200"));
+}
+
+#[test]
+fn routes_that_lead_to_each_other_end() {
+    let setup = Setup::new().file("www/404.html", "lost");
+    let files = |rest| format!("files: {{ root: ./www, {rest} }}");
+    let (a, b) = (files("try: [/b/x]"), files("try: [/a/x]"));
+    let own = files("try: [/none], errors: { 404: /404.html }");
+    let weir = setup.start_site(&format!(
+        "
+        routes:
+          - {{ match: {{ prefix: /a }}, {a} }}
+          - {{ match: {{ prefix: /b }}, {b} }}
+          - {own}
+        "
+    ));
+    for target in ["/a/x", "/b/x"] {
+        assert_eq!(weir.get(target).status, 404, "{target}");
+    }
+    // nothing but itself: its own answer
+    let answer = weir.get("/own");
+    assert_eq!((answer.status, answer.text()), (404, "lost"));
+    assert_eq!(weir.fetch(&post("/own", "x")).status, 405);
+}
+
+#[test]
+fn companion_has_no_other_route_to_lead_to() {
+    let site = Site::of(Setup::new().file("www/a", "a"), "try: ['$uri', /none]");
+    site.assert_status("/b", 404);
+    for answer in site.fetch(&post("/b", "x")) {
+        assert_eq!(answer.status, 405);
     }
 }
 

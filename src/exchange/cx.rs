@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Failure;
+use crate::http::path;
 pub use crate::net::{Connection, TlsFacts};
 
 /// What is known about one request and its answer so far.
@@ -87,6 +88,19 @@ impl Cx {
             request_length: 0,
             failure: None,
         }
+    }
+
+    /// Goes on as if the client had asked for `path`, which is normalised; `query` is its own.
+    pub fn redirect(&mut self, path: &str, query: Option<&str>) {
+        let mut target: String = path::encode(path).collect();
+        if let Some(query) = query {
+            target.push('?');
+            target.push_str(query);
+        }
+        self.path.clear();
+        self.path.push_str(path);
+        self.target = Some(target);
+        self.is_stripped_whole = false;
     }
 
     /// `http` or `https`, as the client spoke to weir.

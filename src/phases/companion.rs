@@ -108,7 +108,8 @@ async fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Re
                 response: None,
                 wall: SystemTime::now(),
             };
-            files.serve(&view).await
+            let served = files.serve(&view).await;
+            served.unwrap_or_else(|elsewhere| elsewhere.otherwise)
         }
         None => {
             cx.failure = Some(Failure::NoRoute);

@@ -18,6 +18,7 @@ use crate::exchange::vars::View;
 use crate::exchange::{Cx, Failure, Reply};
 use crate::filter::{Chain, Flow};
 use crate::handler::Handler;
+use crate::handler::files::Elsewhere;
 use crate::handler::proxy::{Attempts, Proxy, Replay};
 use crate::http::{forwarded, host, path};
 use crate::net::Connection;
@@ -345,15 +346,10 @@ fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), F
         .find_site(&cx.connection.listener, &cx.host)
         .ok_or(Failure::NoSite { secure })?;
     cx.site = Some(site.name.clone());
-    let facts = RequestFacts {
-        method: &request.method,
-        path: &cx.path,
-        headers: &request.headers,
-        query: request.uri.query(),
-        client: cx.client,
-    };
-    match site.find_route(&facts, &mut cx.captures) {
+    let mut captures = Vec::new();
+    match site.find_route(&facts(request, cx, &cx.path), &mut captures) {
         Some(route) => {
+            cx.captures = captures;
             x.chosen = Chosen::Route(route.clone());
             Ok(())
         }
@@ -361,6 +357,17 @@ fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), F
             x.chosen = Chosen::Nothing(site.chain.clone());
             Err(Failure::NoRoute)
         }
+    }
+}
+
+/// What routes look at, for a request of this path.
+fn facts<'a>(request: &'a RequestHeader, cx: &Cx, path: &'a str) -> RequestFacts<'a> {
+    RequestFacts {
+        method: &request.method,
+        path,
+        headers: &request.headers,
+        query: request.uri.query(),
+        client: cx.client,
     }
 }
 
@@ -392,8 +399,40 @@ async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Optio
     if let Some(failure) = x.cx.failure {
         return Some(send::failure(failure));
     }
+    let mut outcome = run(request, x, live).await;
+    // Once: where the second route leads on as well, nothing is there. So no request goes in circles.
+    if let Ok(Outcome::Elsewhere(elsewhere)) = &outcome
+        && reroute(request, x, &elsewhere.path)
+    {
+        outcome = run(request, x, live).await;
+    }
+    match outcome {
+        Ok(Outcome::Reply(reply)) => Some(reply),
+        Ok(Outcome::Proxy) => None,
+        Ok(Outcome::Elsewhere(elsewhere)) => Some(elsewhere.otherwise),
+        Err(failure) => {
+            x.cx.failure = Some(failure);
+            Some(send::failure(failure))
+        }
+    }
+}
+
+/// What a route has for a request.
+enum Outcome {
+    Reply(Reply),
+    /// A pool, which is asked later.
+    Proxy,
+    Elsewhere(Elsewhere),
+}
+
+/// The policies and the action of the chosen route.
+async fn run(
+    request: &RequestHeader,
+    x: &mut Exchange,
+    live: &Live,
+) -> std::result::Result<Outcome, Failure> {
     let Chosen::Route(route) = &x.chosen else {
-        return None;
+        return Ok(Outcome::Proxy);
     };
     let route = route.clone();
     let flow = match route.chain.is_empty() {
@@ -403,15 +442,11 @@ async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Optio
             route.chain.request(&mut x.cx, request, wall).await
         }
     };
-    let outcome = match flow {
+    match flow {
         Flow::Continue => act(&route, request, x, live).await,
-        Flow::Reply(reply) => Ok(Some(reply)),
+        Flow::Reply(reply) => Ok(Outcome::Reply(reply)),
         Flow::Fail(failure) => Err(failure),
-    };
-    outcome.unwrap_or_else(|failure| {
-        x.cx.failure = Some(failure);
-        Some(send::failure(failure))
-    })
+    }
 }
 
 async fn act(
@@ -419,7 +454,7 @@ async fn act(
     request: &RequestHeader,
     x: &Exchange,
     live: &Live,
-) -> std::result::Result<Option<Reply>, Failure> {
+) -> std::result::Result<Outcome, Failure> {
     let view = || View {
         cx: &x.cx,
         request,
@@ -429,12 +464,37 @@ async fn act(
     match &route.handler {
         // Told here, before a backend is chosen, the client keeps its connection.
         Handler::Proxy(proxy) if proxy.pool.is_down() => Err(Failure::PoolDown),
-        Handler::Proxy(_) => Ok(None),
-        Handler::Files(files) => Ok(Some(files.serve(&view()).await)),
-        Handler::Redirect(redirect) => redirect.reply(&view()).map(Some),
-        Handler::Respond(respond) => respond.reply(&view()).map(Some),
-        Handler::Status => Ok(Some(status::reply(live))),
+        Handler::Proxy(_) => Ok(Outcome::Proxy),
+        Handler::Files(files) => Ok(match files.serve(&view()).await {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(elsewhere) => Outcome::Elsewhere(elsewhere),
+        }),
+        Handler::Redirect(redirect) => redirect.reply(&view()).map(Outcome::Reply),
+        Handler::Respond(respond) => respond.reply(&view()).map(Outcome::Reply),
+        Handler::Status => Ok(Outcome::Reply(status::reply(live))),
     }
+}
+
+/// Chooses the route that a request for `path` would take on the same site, for the same request (nginx: an internal
+/// redirect). False, and nothing has changed, where it is none or the one that was chosen.
+fn reroute(request: &RequestHeader, x: &mut Exchange, path: &str) -> bool {
+    let Chosen::Route(chosen) = &x.chosen else {
+        return false;
+    };
+    let mut captures = Vec::new();
+    let site = x
+        .snapshot
+        .router
+        .find_site(&x.cx.connection.listener, &x.cx.host);
+    let facts = facts(request, &x.cx, path);
+    let found = site.and_then(|site| site.find_route(&facts, &mut captures));
+    let Some(route) = found.filter(|route| !Arc::ptr_eq(route, chosen)) else {
+        return false;
+    };
+    x.cx.redirect(path, request.uri.query());
+    x.cx.captures = captures;
+    x.chosen = Chosen::Route(route.clone());
+    true
 }
 
 impl Exchange {

@@ -10,6 +10,7 @@ use super::path::{PathRule, PathTree};
 use super::{Route, Router, Site};
 use crate::build::Build;
 use crate::filter::{Chain, Filters};
+use crate::handler::Handler;
 use crate::issue::At;
 use crate::value::{hint, pattern};
 
@@ -148,6 +149,7 @@ impl config::Site {
         // a route that could not be made has left the others with wrong places, and an error is enough
         if site.routes.len() == self.routes.len() {
             site.warn_unreachable(&at, b);
+            site.warn_of_dead_ends(&at, b);
         }
         site
     }
@@ -167,6 +169,32 @@ impl Site {
                         "`routes[{earlier}]` ({}) comes first and takes all that would match",
                         self.routes[earlier]
                     ));
+            }
+        }
+    }
+}
+
+impl Site {
+    /// Of files whose `try` ends with a path that comes to nothing. `at` is the list of routes.
+    fn warn_of_dead_ends(&self, at: &At<'_>, b: &mut Build<'_>) {
+        for (i, route) in self.routes.iter().enumerate() {
+            let Handler::Files(files) = &route.handler else {
+                continue;
+            };
+            let Some((entry, path)) = files.leads_on_to() else {
+                continue;
+            };
+            // The conditions of this route held, and hold again: what stands behind it is not reached.
+            let mut takers = self.routes.iter().enumerate();
+            let taker = takers.find(|(_, other)| other.path.matches(&path));
+            if taker.is_none_or(|(taker, _)| taker == i) {
+                let at = at.index(i);
+                let at = at.key("files");
+                b.warn(
+                    &at.key("try").index(entry),
+                    format!("there is no file `{path}` below `root`, and no other route takes it"),
+                )
+                .hint("404 answers; a route for it has to stand before this one");
             }
         }
     }

@@ -43,9 +43,13 @@ pub struct Config {
     pub index: Vec<String>,
     /// Paths to look for instead of the request's, as texts with variables; the first that exists answers, with the
     /// status 200. One with a slash at its end is a folder: its index answers, or its listing where it is the folder of
-    /// the request; a folder that has neither is passed over. The last entry may be a status, `=404`; without one, 404
-    /// answers when nothing exists. A single-page application: `["$uri", "$uri/", /index.html]`. Default: the path of
-    /// the request. nginx: `try_files`, where the last entry is taken unseen and may lead to another location.
+    /// the request; a folder that has neither is passed over. The last entry may be a status, `=404`. A last entry that
+    /// begins with `/` may also lead to another route of the site: where no file is there, the request goes on as if it
+    /// had asked for that path, with its own method, query and body, under the policies of the route that takes it. That
+    /// happens once: when nothing is there either, 404 answers. A single-page application:
+    /// `["$uri", "$uri/", /index.html]`; files before a backend: `["$uri", "/app$uri"]` behind a route with
+    /// `match: { prefix: /app }`, `rewrite: { strip_prefix: /app }` and `proxy`. In a companion service there are no
+    /// other routes. Default: the path of the request. nginx: `try_files`.
     #[schemars(rename = "try")]
     pub tries: Option<Vec<String>>,
     /// Whether a folder without index is answered with what is in it: a page that is sorted and turned by links

@@ -75,6 +75,15 @@ pub struct Files {
     hidden: bool,
 }
 
+/// There is nothing, and `try` ends with a path that another route may have an answer for.
+#[derive(Debug)]
+pub struct Elsewhere {
+    /// Normalised, as that of a request.
+    pub path: String,
+    /// The answer where no other route has one.
+    pub otherwise: Reply,
+}
+
 /// What a URL stands for.
 enum Target<'a> {
     File(Resource),
@@ -83,7 +92,7 @@ enum Target<'a> {
     /// A folder, but the slash at the end is missing.
     Folder,
     /// Nothing, and this is what `try` says about it.
-    Nothing(StatusCode),
+    Nothing(&'a Tries),
 }
 
 impl Files {
@@ -91,23 +100,69 @@ impl Files {
     ///
     /// An answer of 400 and above has no body where there is no page for it. One to HEAD may have none and the
     /// `Content-Length` that GET would get.
-    pub async fn serve(&self, view: &View<'_>) -> Reply {
-        let mut reply = self.answer(view).await;
+    ///
+    /// # Errors
+    /// When it is for other routes to answer. A companion service has none, and gives what is there `otherwise`.
+    pub async fn serve(&self, view: &View<'_>) -> Result<Reply, Elsewhere> {
+        let (mut reply, elsewhere) = self.answer(view).await;
         if let Some(page) = self.errors.get(&reply.head.status) {
             self.add_page(&mut reply, page, &view.request.headers);
         }
-        reply
+        match elsewhere {
+            None => Ok(reply),
+            Some(path) => Err(Elsewhere {
+                path,
+                otherwise: reply,
+            }),
+        }
     }
 
-    async fn answer(&self, view: &View<'_>) -> Reply {
-        let request = view.request;
-        match request.method {
-            Method::GET | Method::HEAD => {}
-            Method::OPTIONS => return methods(StatusCode::NO_CONTENT),
-            _ => return methods(StatusCode::METHOD_NOT_ALLOWED),
+    /// The place and path of the last entry of `try`, if it is the same path for every request, other routes may answer
+    /// for it, and no file is there.
+    pub fn leads_on_to(&self) -> Option<(usize, String)> {
+        let tries = self.tries.as_ref()?;
+        let path = tries.elsewhere()?.fixed_path()?;
+        let index = self.index.iter().map(|name| format!("{path}{name}"));
+        let mut files = match path.ends_with('/') {
+            true => index.collect(),
+            false => vec![path.clone()],
         }
+        .into_iter();
+        let is_file = |path: String| {
+            let relative = self.allowed(&path);
+            relative.is_some_and(|path| matches!(self.root.find(path), Ok(Found::File(_))))
+        };
+        (!files.any(is_file)).then(|| (tries.candidates.len() - 1, path))
+    }
+
+    /// The answer of this folder; with a path, another one may be found there.
+    async fn answer(&self, view: &View<'_>) -> (Reply, Option<String>) {
+        let refusal = match view.request.method {
+            Method::GET | Method::HEAD => None,
+            Method::OPTIONS => Some(methods(StatusCode::NO_CONTENT)),
+            _ => Some(methods(StatusCode::METHOD_NOT_ALLOWED)),
+        };
+        let leads_on = |tries: &Tries| tries.elsewhere().is_some();
+        let found = match refusal {
+            // a route that takes the method may have to be found, where there is no file
+            Some(refusal) if !self.tries.as_ref().is_some_and(leads_on) => return (refusal, None),
+            _ => self.find(view),
+        };
+        let elsewhere = match &found {
+            Ok(Target::Nothing(tries)) => tries.elsewhere(),
+            _ => None,
+        };
+        let elsewhere = elsewhere.and_then(|candidate| normal(&candidate.path(view)));
+        match refusal {
+            Some(refusal) => (refusal, elsewhere),
+            None => (self.reply(found, view).await, elsewhere),
+        }
+    }
+
+    async fn reply(&self, found: Result<Target<'_>, Missing>, view: &View<'_>) -> Reply {
+        let request = view.request;
         let path = &view.cx.path;
-        match self.find(view) {
+        match found {
             Ok(Target::File(file)) => {
                 let reply = file.reply(&request.method, &request.headers, &self.boundary);
                 reply.unwrap_or_else(|error| {
@@ -122,7 +177,7 @@ impl Files {
                 reply.unwrap_or_else(|missing| self.missing(path, missing))
             }
             Ok(Target::Folder) => to_folder(&asked(view), request.uri.query()),
-            Ok(Target::Nothing(status)) => Reply::empty(status),
+            Ok(Target::Nothing(tries)) => Reply::empty(tries.status),
             Err(missing) => self.missing(path, missing),
         }
     }
@@ -151,14 +206,14 @@ impl Files {
         }
     }
 
-    fn find_first(&self, tries: &Tries, view: &View<'_>) -> Result<Target<'_>, Missing> {
+    fn find_first<'a>(&'a self, tries: &'a Tries, view: &View<'_>) -> Result<Target<'a>, Missing> {
         for candidate in &tries.candidates {
             match self.find_candidate(candidate, view) {
                 Err(Missing::NotFound) => {}
                 found => return found,
             }
         }
-        Ok(Target::Nothing(tries.status))
+        Ok(Target::Nothing(tries))
     }
 
     fn find_candidate(
@@ -325,6 +380,12 @@ fn is_visible(name: &str, hidden: bool) -> bool {
         ".well-known" => true,
         name => (hidden || !name.starts_with('.')) && !name.contains(['\\', '\0']),
     }
+}
+
+/// What a path made of variables is to the router; nothing where it leads out of the root.
+fn normal(path: &str) -> Option<String> {
+    let encoded: String = path::encode(path).collect();
+    path::normalise(&encoded).ok().map(Cow::into_owned)
 }
 
 /// The path that the client asked for, before any rewrite. Redirects lead to it: what a rewrite makes is nothing that the

@@ -139,7 +139,8 @@ fn serve_in(
         response: None,
         wall: SystemTime::UNIX_EPOCH,
     };
-    RUNTIME.with(|runtime| runtime.block_on(files.serve(&view)))
+    let served = RUNTIME.with(|runtime| runtime.block_on(files.serve(&view)));
+    served.unwrap_or_else(|elsewhere| elsewhere.otherwise)
 }
 
 fn cx() -> Cx {

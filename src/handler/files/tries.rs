@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::StatusCode;
 
 use crate::build::Build;
-use crate::exchange::vars::{Stage, Text, View};
+use crate::exchange::vars::{Piece, Stage, Text, View};
 use crate::issue::At;
 
 /// A compiled `try`.
@@ -14,6 +14,9 @@ pub struct Tries {
     pub candidates: Vec<Candidate>,
     /// What answers when none of them exists.
     pub status: StatusCode,
+    /// Whether the last is a path from the root of the site, for which other routes may have an answer. One that begins
+    /// with a variable (`$uri/`) is the request's own path in another form, and this route is the one that has it.
+    leads_on: bool,
 }
 
 #[derive(Debug)]
@@ -31,6 +34,7 @@ impl Tries {
             }
             _ => (written, Some(StatusCode::NOT_FOUND)),
         };
+        let leads_on = written.last().is_some_and(|last| last.starts_with('/'));
         if paths.is_empty() {
             b.error(at, "needs a path to look for")
                 .hint("a single-page application has `[\"$uri\", \"$uri/\", /index.html]`");
@@ -43,7 +47,13 @@ impl Tries {
         Some(Tries {
             candidates: candidates.into_iter().collect::<Option<_>>()?,
             status: status?,
+            leads_on,
         })
+    }
+
+    /// The path to ask other routes for when nothing exists.
+    pub fn elsewhere(&self) -> Option<&Candidate> {
+        self.candidates.last().filter(|_| self.leads_on)
     }
 }
 
@@ -85,6 +95,19 @@ fn candidate(at: &At<'_>, written: &str, b: &mut Build<'_>) -> Option<Candidate>
 }
 
 impl Candidate {
+    /// The path, if it is the same for every request.
+    pub fn fixed_path(&self) -> Option<String> {
+        let (text, slash) = match self {
+            Candidate::File(text) => (text, ""),
+            Candidate::Folder(text) => (text, "/"),
+        };
+        match text.pieces() {
+            [] => Some(slash.to_owned()),
+            [Piece::Literal(path)] => Some(format!("{path}{slash}")),
+            _ => None,
+        }
+    }
+
     /// The path to look for; that of a folder ends with a slash, that of a file never should.
     pub fn path<'a>(&'a self, view: &View<'_>) -> Cow<'a, str> {
         match self {
