@@ -15,6 +15,7 @@ mod quick_start; // weir proxy, weir files
 // the way of a request
 mod actions; // redirect, respond, status
 mod balance; // who gets a request
+mod changing_files; // truncated, replaced, renamed and closed while they are served
 mod faults; // backends that break off, lie and hang
 mod files; // files: and static:
 mod health; // who may get one

@@ -370,15 +370,25 @@ impl Connection {
     }
 }
 
-/// One connection that speaks HTTP/2 over TLS.
+/// One connection that speaks HTTP/2.
 #[derive(Clone)]
 pub struct Http2 {
     sender: h2::client::SendRequest<Bytes>,
 }
 
 impl Http2 {
+    /// Over TLS.
     pub fn connect(address: SocketAddr, server_name: &str) -> io::Result<Http2> {
         let opened = within_silence(open_http2(address, server_name));
+        Ok(Http2 { sender: opened?? })
+    }
+
+    /// Without TLS, by prior knowledge.
+    pub fn tcp(address: SocketAddr) -> io::Result<Http2> {
+        let opened = within_silence(async {
+            let stream = tokio::net::TcpStream::connect(address).await?;
+            shake_hands(stream).await
+        });
         Ok(Http2 { sender: opened?? })
     }
 
@@ -470,6 +480,12 @@ async fn open_http2(
         .connect()
         .await
         .map_err(io::Error::other)?;
+    shake_hands(stream).await
+}
+
+async fn shake_hands(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+) -> io::Result<h2::client::SendRequest<Bytes>> {
     let (sender, connection) = h2::client::handshake(stream)
         .await
         .map_err(io::Error::other)?;

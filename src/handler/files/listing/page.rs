@@ -19,6 +19,7 @@ table{width:100%;border-collapse:collapse}\
 th,td{padding:.25rem .5rem;text-align:left;border-bottom:1px solid #8884}\
 td:first-child{overflow-wrap:anywhere}\
 th+th,td+td{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}\
+@media(max-width:30rem){th+th,td:last-child{white-space:normal}}\
 a{text-decoration:none}\
 a:hover,a:focus-visible{text-decoration:underline}\
 [aria-sort=ascending] a::after{content:' \\2191'}\
@@ -44,7 +45,7 @@ fn write_html(out: &mut String, folder: &Folder, view: &View, page: &Page) -> fm
     for (sort, title) in [
         (Sort::Name, "Name"),
         (Sort::Size, "Size"),
-        (Sort::Time, "Modified"),
+        (Sort::Time, "Modified (UTC)"),
     ] {
         write_heading(out, view, sort, title)?;
     }
