@@ -133,4 +133,21 @@ fn large_folder_is_paged_in_bounded_memory() {
     let grown = site.weir.peak_memory() - before;
     assert!(grown < 64 << 20, "{grown} bytes");
     assert_eq!(site.weir.get("/large/?page=101").status, 404);
+
+    // with more than can be paged to, it says so, and the other order has the rest
+    for i in 0..1000 {
+        let name = folder.join(format!("z{i:06}"));
+        fs::hard_link(&first, name).expect("link");
+    }
+    let last = ask("page=100");
+    assert_eq!(
+        (&last["total"], &last["pages"]),
+        (&101_000.into(), &100.into())
+    );
+    assert_eq!(names(&last)[999], "n099999");
+    assert_eq!(names(&ask("order=desc"))[0], "z000999");
+    let page = site.weir.get("/large/?page=100");
+    let said = "<p>101000 entries, of which 100000 can be paged to; the opposite order begins with the others</p>";
+    assert!(page.text().contains(said));
+    assert_eq!(site.weir.get("/large/?page=101").status, 404);
 }
