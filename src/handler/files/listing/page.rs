@@ -19,7 +19,11 @@ table{width:100%;border-collapse:collapse}\
 th,td{padding:.25rem .5rem;text-align:left;border-bottom:1px solid #8884}\
 td:first-child{overflow-wrap:anywhere}\
 th+th,td+td{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}\
-@media(max-width:30rem){th+th,td:last-child{white-space:normal}}\
+@media(max-width:30rem){\
+tr{display:flex;flex-wrap:wrap;justify-content:space-between;border-bottom:1px solid #8884}\
+th,td{border:0}\
+td:first-child{flex-basis:100%;padding-bottom:0}\
+td+td{padding-top:0;font-size:.875rem}}\
 a{text-decoration:none}\
 a:hover,a:focus-visible{text-decoration:underline}\
 [aria-sort=ascending] a::after{content:' \\2191'}\
