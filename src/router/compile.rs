@@ -172,9 +172,7 @@ impl Site {
             }
         }
     }
-}
 
-impl Site {
     /// Of files whose `try` ends with a path that comes to nothing. `at` is the list of routes.
     fn warn_of_dead_ends(&self, at: &At<'_>, b: &mut Build<'_>) {
         for (i, route) in self.routes.iter().enumerate() {
