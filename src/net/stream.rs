@@ -117,14 +117,20 @@ pub struct ClientStream {
     _slot: Slot,
 }
 
-/// One connection that is open, counted until it is dropped.
+/// One of several that are counted, until it is dropped: an open connection, an accept loop.
 #[derive(Debug)]
-pub(super) struct Slot(Arc<AtomicUsize>);
+pub struct Slot(Arc<AtomicUsize>);
 
 impl Slot {
-    pub(super) fn take(open: &Arc<AtomicUsize>) -> Slot {
-        open.fetch_add(1, Ordering::Relaxed);
-        Slot(open.clone())
+    pub fn take(count: &Arc<AtomicUsize>) -> Slot {
+        count.fetch_add(1, Ordering::Relaxed);
+        Slot(count.clone())
+    }
+}
+
+impl Clone for Slot {
+    fn clone(&self) -> Slot {
+        Slot::take(&self.0)
     }
 }
 

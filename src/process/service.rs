@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::net::bind::{Bind, ListenSocket};
 use crate::net::connection::Shared;
 use crate::net::gate::Refuse;
+use crate::net::stream::Slot;
 use crate::net::{Listener, accept};
 use crate::runtime::tasks::Tasks;
 use crate::runtime::{Live, Part, Snapshot};
@@ -37,6 +39,7 @@ struct Entrance {
     socket: Arc<ListenSocket>,
     listener: Arc<ArcSwap<Listener>>,
     draining: ShutdownWatch,
+    accepting: Slot,
 }
 
 /// What a service is told after the live snapshot changed.
@@ -52,7 +55,9 @@ pub struct Handle {
     pub part: Part,
     events: mpsc::UnboundedSender<Event>,
     doors: Arc<Mutex<Doors>>,
-    open: Arc<std::sync::atomic::AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    /// Accept loops that have not ended, or are about to begin.
+    accepting: Arc<AtomicUsize>,
 }
 
 impl Handle {
@@ -95,6 +100,7 @@ impl Handle {
             socket: socket.clone(),
             listener: listener.clone(),
             draining,
+            accepting: Slot::take(&self.accepting),
         }));
         Door {
             socket,
@@ -110,7 +116,14 @@ impl Handle {
 
     /// Connections that are open now.
     pub fn open_connections(&self) -> usize {
-        self.open.load(std::sync::atomic::Ordering::Acquire)
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Whether there is, or may still come in, a connection to serve: an accept loop that has not yet heard of the
+    /// drain takes whoever is next, and a process that ended then would reset that client.
+    pub fn is_at_work(&self) -> bool {
+        // In this order: a loop has counted its last connection before it ends.
+        self.accepting.load(Ordering::Acquire) > 0 || self.open_connections() > 0
     }
 
     pub fn is_listening_on(&self, bind: &Bind) -> bool {
@@ -175,6 +188,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
             events: sender,
             doors: Arc::default(),
             open: shared.open.clone(),
+            accepting: Arc::default(),
         };
         let service = ListenerService {
             part,
@@ -194,6 +208,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
                     socket,
                     listener,
                     draining,
+                    accepting: _accepting,
                 } = entrance;
                 if let Err(e) = accept::run(shared, &socket, listener, draining).await {
                     log::error!("cannot accept: {e}");

@@ -212,7 +212,7 @@ impl Signals {
         // One after the other: the edge may proxy to the companion until its last request is answered.
         for service in &self.services {
             service.drain();
-            while service.open_connections() > 0 {
+            while service.is_at_work() {
                 if began.elapsed() >= grace {
                     let open: usize = self.services.iter().map(Handle::open_connections).sum();
                     return log::warn!("grace period over: {open} connections are cut");
