@@ -64,6 +64,8 @@ enum Command {
     Status(remote::Status),
     /// Have a running weir read its configuration again; print what changed, or the mistakes
     Reload(remote::Reload),
+    /// Have a new process, of a new program perhaps, take over from a running weir without a lost request
+    Upgrade(remote::Upgrade),
     /// Take a member of a pool out: no new requests, running ones end
     Drain(remote::Drain),
     /// Give a drained member requests again
@@ -120,6 +122,7 @@ pub fn main() -> ExitCode {
         (Some(Command::Schema), _) => schema(),
         (Some(Command::Status(command)), source) => remote::status(&command, source.as_ref()),
         (Some(Command::Reload(command)), source) => remote::reload(&command, source.as_ref()),
+        (Some(Command::Upgrade(command)), source) => remote::upgrade(&command, source.as_ref()),
         (Some(Command::Drain(command)), source) => remote::drain(&command, true, source.as_ref()),
         (Some(Command::Undrain(command)), source) => {
             remote::drain(&command, false, source.as_ref())
@@ -327,7 +330,7 @@ fn choose_listener(
         let of_port = |bind: &Bind| match bind {
             Bind::Tcp(addr) => Some(addr.port()) == port,
             Bind::Any(own) => Some(*own) == port,
-            Bind::Unix(_) => false,
+            Bind::Unix(_) | Bind::Systemd(_) => false,
         };
         scheme.is_none_or(|scheme| (scheme == "https") == secure)
             && (port.is_none() || listener.binds.iter().any(of_port))

@@ -164,10 +164,6 @@ fn reload_with_mistakes_shows_them_and_changes_nothing() {
             one_site("routes: [{ proxy: nowhere }]"),
             "weir.yaml:5:23: sites.main.routes[0].proxy: ",
         ),
-        (
-            responds("new") + "threads: 1\n",
-            "threads: cannot change while running",
-        ),
         ("sites: [".to_owned(), "not valid YAML"),
     ] {
         setup.write_config(&document);

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
+
 use crate::harness::client::{Connection, get};
 use crate::harness::load::{Kind, Load};
 use crate::harness::origin::{Behaviour, Origin};
@@ -117,16 +119,15 @@ fn listeners_come_and_go() {
 }
 
 #[test]
-fn what_only_a_new_process_can_take_is_refused_as_a_whole() {
-    let setup = Setup::new().allow("reload failed").allow("cannot change");
+fn what_only_a_new_process_can_take_is_refused_as_a_whole_where_that_fails() {
+    let setup = Setup::new().allow("not handed over").allow("no user named");
     let weir = setup.start(&responds("old"));
-    let said = weir.reload_in_vain(&(responds("new") + "threads: 1\n"));
-    let line = said
-        .lines()
-        .find(|line| line.contains("threads: cannot change while running"));
-    let place =
-        line.is_some_and(|line| line.contains("weir.yaml:") && line.contains(":10: threads"));
-    assert!(place, "{said}");
+    let document = responds("new") + "user: nobody-of-that-name\n";
+    weir.setup().write_config(&document);
+    weir.signal(Signal::SIGHUP);
+    eventually(PATIENCE, || weir.error_log().contains("; this one goes on"));
+    let log = weir.error_log();
+    assert!(log.contains("no user named `nobody-of-that-name`"), "{log}");
     assert_eq!(weir.get("/").text(), "old");
 }
 

@@ -1,6 +1,7 @@
 //! `weir -u` beside a running process, and QUIT to that one: the sockets move, and no request fails.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::sys::signal::{self, Signal};
@@ -10,7 +11,7 @@ use crate::harness::client::{Connection, get};
 use crate::harness::load::{Kind, Load};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually, value_within};
-use crate::harness::{Setup, Weir, one_site};
+use crate::harness::{Run, Setup, Weir, one_site};
 
 const DOCUMENT: &str = "
     listeners:
@@ -170,6 +171,250 @@ fn daemon_is_replaced_by_a_daemon() {
     load.stop_without_failure();
     new.signal(Signal::SIGTERM);
     eventually(PATIENCE, || !new.is_running());
+}
+
+/// `weir upgrade` on the configuration of the test.
+fn order(setup: &Setup, arguments: &[&str]) -> Run {
+    setup.run(&[&["upgrade", "-c", "weir.yaml"], arguments].concat())
+}
+
+/// A program that stands in for a new weir.
+fn script(setup: &Setup, text: &str) -> String {
+    let path = setup.dir().join("next");
+    setup.write("next", format!("#!/bin/sh\n{text}\n"));
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&path, mode).expect("make it a program");
+    path.display().to_string()
+}
+
+fn pid_in(setup: &Setup) -> i32 {
+    setup.read("weir.pid").trim().parse().expect("a number")
+}
+
+#[test]
+fn command_brings_up_a_new_process_and_no_request_fails() {
+    let app = Origin::fixed("ok");
+    let setup = Weir::with("app", &app).file("www/index.html", "assets");
+    let mut weir = setup.start(DOCUMENT);
+    let loads = [
+        Load::start(Kind::KeepAlive, weir.address("http"), 2),
+        Load::start(Kind::Fresh, weir.address("http"), 2),
+        Load::start(Kind::Http2, weir.address("https"), 2),
+        Load::start(Kind::Fresh, weir.address("assets"), 1),
+    ];
+    loads.iter().for_each(|load| load.wait_for_answers(20));
+    let run = order(weir.setup(), &[]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let second = Daemon::find(weir.setup());
+    let version = env!("CARGO_PKG_VERSION");
+    let told = format!(
+        "process {} (weir {version}) has taken over from process {} (weir {version}): 5 sockets handed over, ",
+        second.pid,
+        weir.pid()
+    );
+    assert!(run.stdout.starts_with(&told), "{run:?}");
+    assert!(weir.wait().success());
+    loads.iter().for_each(|load| load.wait_for_answers(20));
+    // the new one is asked now, and brings up the next one in turn
+    let run = order(weir.setup(), &[]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let third = Daemon::find(weir.setup());
+    assert_ne!(second.pid, third.pid);
+    eventually(PATIENCE, || !second.is_running());
+    loads.iter().for_each(|load| load.wait_for_answers(20));
+    for load in loads {
+        load.stop_without_failure();
+    }
+    assert_eq!(pid_in(weir.setup()), third.pid);
+    third.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !third.is_running());
+    assert!(!weir.dir().join("weir.pid").exists());
+}
+
+#[test]
+fn new_process_that_fails_changes_nothing() {
+    let weir = Setup::new()
+        .allow("not handed over")
+        .allow("upgrade failed")
+        .start_site("routes: [{ respond: { body: old } }]");
+    let setup = weir.setup();
+    let fails = |arguments: &[&str], reason: &str, words: &str| {
+        let run = order(setup, arguments);
+        assert_eq!(run.status, 3, "{run:?}");
+        let last = run.stderr.lines().last().unwrap_or_default();
+        assert!(last.contains(reason), "{run:?}");
+        assert!(run.stderr.contains(words), "{run:?}");
+        assert!(last.ends_with("; this one goes on"), "{run:?}");
+        assert_eq!(weir.get("/").text(), "old");
+        assert_eq!(pid_in(setup).to_string(), weir.pid().to_string());
+        assert_eq!(children(weir.pid()), 0, "a zombie, or worse");
+    };
+    // what is no program, what is none for this machine, what ends, what is killed, what does nothing
+    fails(&["--binary", "{dir}/no"], "cannot start `", "No such file");
+    let next = script(setup, "echo 'libweir.so.9: cannot open' >&2; exit 127");
+    let next = ["--binary", &next];
+    fails(
+        &next,
+        "ended before it served: exit status: 127",
+        "libweir.so.9: cannot open\n",
+    );
+    script(setup, "kill -SEGV $$");
+    fails(&next, "ended before it served: signal: 11", "");
+    script(setup, "exec sleep 60");
+    let slow = [&next[..], &["--timeout", "300ms"]].concat();
+    fails(&slow, "did not serve within 300ms", "");
+    // who takes the sockets, says that it serves, and crashes
+    let (program, pid) = (env!("CARGO_BIN_EXE_weir"), weir.pid());
+    let crash = format!(
+        "exec 3<&0\n{program} \"$@\" <&3 3<&- & exec 3<&-\n\
+         while [ \"$(cat weir.pid)\" = {pid} ]; do sleep 0.01; done\n\
+         sleep 0.2; kill -9 $!; exec <&-; exit 1"
+    );
+    script(setup, &crash);
+    fails(&next, "ended before it served: exit status: 1", "");
+    // a file that the new process refuses
+    setup.write("weir.yaml", setup.read("weir.yaml") + "nonsense: 1\n");
+    let run = setup.run(&["upgrade", "--admin", "{dir}/admin.sock"]);
+    assert_eq!(run.status, 3, "{run:?}");
+    assert!(run.stderr.contains("unknown key"), "{run:?}");
+    assert!(
+        run.stderr.contains("exit status: 1; this one goes on"),
+        "{run:?}"
+    );
+    assert_eq!(weir.get("/").text(), "old");
+}
+
+#[test]
+fn one_upgrade_at_a_time_and_an_end_ends_it() {
+    let mut weir = Setup::new()
+        .allow("upgrade failed")
+        .allow("not handed over")
+        .allow("reload failed")
+        .allow("going on")
+        .start_site("routes: [{ respond: { body: old } }]");
+    let next = script(weir.setup(), "touch begun; exec sleep 60");
+    let first = std::thread::spawn({
+        let arguments = ["upgrade", "-c", "weir.yaml", "--binary", &next].map(str::to_owned);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.args(arguments).current_dir(weir.dir());
+        move || command.output().expect("run weir")
+    });
+    let begun = weir.dir().join("begun");
+    eventually(PATIENCE, || begun.exists());
+    let run = order(weir.setup(), &[]);
+    assert_eq!(run.status, 3, "{run:?}");
+    assert!(
+        run.stderr.contains("a new process is about to take over"),
+        "{run:?}"
+    );
+    let run = weir.setup().run(&["reload", "-c", "weir.yaml"]);
+    assert!(
+        run.stderr.contains("a new process is about to take over"),
+        "{run:?}"
+    );
+    weir.signal(Signal::SIGQUIT);
+    assert_eq!(weir.get("/").text(), "old");
+    weir.signal(Signal::SIGTERM);
+    assert!(weir.wait().success());
+    let first = first.join().expect("no panic");
+    assert_eq!(first.status.code(), Some(3), "{first:?}");
+}
+
+#[test]
+fn program_that_was_replaced_on_disk_is_the_next_one() {
+    let setup = Setup::new();
+    let program = setup.dir().join("weir with a blank");
+    fs::copy(env!("CARGO_BIN_EXE_weir"), &program).expect("copy the program");
+    setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
+    let mut command = std::process::Command::new(&program);
+    let log = fs::File::create(setup.dir().join("stderr.log")).expect("a log");
+    command
+        .args(["-c", "weir.yaml"])
+        .current_dir(setup.dir())
+        .stderr(log);
+    let mut first = command.spawn().expect("start weir");
+    eventually(PATIENCE, || setup.dir().join("weir.pid").exists());
+    // as package managers do: the file of the running program is `(deleted)` now
+    setup.write("next", "#!/bin/sh\necho replaced >&2; exit 9");
+    let next = setup.dir().join("next");
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).expect("make it a program");
+    fs::rename(&next, &program).expect("replace the program");
+    let run = value_within(PATIENCE, || {
+        let run = order(&setup, &[]);
+        run.stderr.contains("exit status: 9").then_some(run)
+    });
+    let run = run.expect("the new file was started");
+    assert!(run.stderr.contains("replaced\n"), "{run:?}");
+    let pid = i32::try_from(first.id()).expect("a pid");
+    signal::kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is there");
+    assert!(first.wait().expect("it is ours").success());
+}
+
+#[test]
+fn daemon_is_replaced_by_command() {
+    let setup = Setup::new();
+    setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
+    let mut parent = setup.spawn(&["-d"]);
+    assert!(parent.wait().expect("the parent ends").success());
+    let old = Daemon::find(&setup);
+    let address = format!("127.0.0.1:{}", setup.port("http"));
+    let load = Load::start(Kind::Fresh, address.parse().expect("an address"), 2);
+    load.wait_for_answers(10);
+    let run = order(&setup, &[]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let new = Daemon::find(&setup);
+    assert_ne!(new.pid, old.pid);
+    eventually(PATIENCE, || !old.is_running());
+    load.wait_for_answers(10);
+    load.stop_without_failure();
+    let stdin = fs::read_link(format!("/proc/{}/fd/0", new.pid)).expect("the daemon is there");
+    assert_eq!(stdin, Path::new("/dev/null"));
+    new.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !new.is_running());
+}
+
+#[test]
+fn reload_of_keys_that_only_a_new_process_can_take_brings_one_up() {
+    let document = |threads: usize, body: &str| {
+        format!("threads: {threads}\n") + &one_site(&format!("routes: [{{ respond: {body} }}]"))
+    };
+    let mut weir = Weir::start(&document(1, "old"));
+    weir.setup().write_config(&document(3, "new"));
+    let reload = |arguments: &[&str]| {
+        let run = weir
+            .setup()
+            .run(&[&["reload", "-c", "weir.yaml"], arguments].concat());
+        assert_eq!(run.status, 0, "{run:?}");
+        run.stdout
+    };
+    let told = reload(&["--dry-run"]);
+    assert!(told.contains("changed   threads\n"), "{told}");
+    assert!(
+        told.contains("a reload would bring up a new process"),
+        "{told}"
+    );
+    assert_eq!(weir.get("/").text(), "old");
+    let told = reload(&[]);
+    assert!(
+        told.contains("only a new process can take threads:\nprocess "),
+        "{told}"
+    );
+    let new = Daemon::find(weir.setup());
+    assert_eq!(weir.get("/").text(), "new");
+    assert!(weir.wait().success());
+    new.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !new.is_running());
+}
+
+/// How many children a process has, the dead ones included.
+fn children(pid: u32) -> usize {
+    let parent = format!("PPid:\t{pid}");
+    let processes = fs::read_dir("/proc").expect("there are processes");
+    let files =
+        processes.filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("status")).ok());
+    files
+        .filter(|status| status.lines().any(|line| line == parent))
+        .count()
 }
 
 /// A process that is no child of the test; it does not outlive it either.

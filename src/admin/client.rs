@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::StatusCode;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 
-use super::{Drained, Refusal, Reloaded, Stopping};
+use super::{Drained, Refusal, Reloaded, Stopping, Upgrade, Upgraded};
 use crate::runtime::status::Status;
 
 /// For an answer that needs no work.
@@ -84,6 +85,20 @@ impl Client {
         let query = if dry_run { "?dry_run=true" } else { "" };
         // Names may be slow to resolve.
         self.ask("POST", &format!("/reload{query}"), None)
+    }
+
+    /// Returns when the new process has taken over, or has failed.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn upgrade(&self, wanted: &Upgrade) -> Result<Upgraded, Failure> {
+        let mut query = Vec::new();
+        if let Some(binary) = &wanted.binary {
+            let path = percent_encode(binary.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+            query.push(format!("binary={path}"));
+        }
+        query.extend(wanted.timeout.map(|limit| format!("timeout={limit}")));
+        self.ask("POST", &format!("/upgrade?{}", query.join("&")), None)
     }
 
     /// # Errors

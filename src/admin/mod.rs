@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `GET /status` | [`Status`](crate::runtime::status::Status), as from a `status` action |
 //! | `POST /reload` | [`Reloaded`]; with `?dry_run=true` nothing changes |
+//! | `POST /upgrade` | [`Upgraded`]: a new process has taken over; with `?binary=PATH` another program, with `&timeout=60s` a limit |
 //! | `POST /pools/POOL/members/MEMBER/drain` | [`Drained`]: no new requests, running ones end |
 //! | `POST /pools/POOL/members/MEMBER/undrain` | [`Drained`]: requests again |
 //! | `POST /stop` | [`Stopping`], and the end of the answer when the process is gone |
@@ -19,6 +20,7 @@
 //! What changes something is carried out by the process, one [`Order`] after the other and in turn with the signals;
 //! this module knows sockets, HTTP and JSON.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,7 +33,7 @@ use crate::pool::Pool;
 use crate::pool::status::MemberStatus;
 use crate::runtime::Live;
 use crate::runtime::changes::Changes;
-use crate::value::hint;
+use crate::value::{Span, hint};
 
 pub mod client;
 mod server;
@@ -43,6 +45,10 @@ pub enum Order {
     Reload {
         dry_run: bool,
         done: oneshot::Sender<Result<Reloaded, Refusal>>,
+    },
+    Upgrade {
+        wanted: Upgrade,
+        done: oneshot::Sender<Result<Upgraded, Refusal>>,
     },
     Drain {
         pool: String,
@@ -56,6 +62,32 @@ pub enum Order {
 
 pub type Orders = mpsc::Receiver<Order>;
 
+/// The new process that is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upgrade {
+    /// Its program; by default the running one, as it is on disk now.
+    pub binary: Option<PathBuf>,
+    /// How long it may take until it serves.
+    pub timeout: Option<Span>,
+}
+
+/// A new process serves, and the old one ends with its last connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Upgraded {
+    pub old: Process,
+    pub new: Process,
+    /// How many listening sockets have changed hands.
+    pub sockets: usize,
+    /// How many connections the old process has to finish.
+    pub connections: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Process {
+    pub process: u32,
+    pub version: String,
+}
+
 /// A reload that went well, or would.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Reloaded {
@@ -65,6 +97,12 @@ pub struct Reloaded {
     /// The number of the configuration.
     pub generation: u64,
     pub changes: Changes,
+    /// Keys that changed and that only a new process can take.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start_only: Vec<String>,
+    /// The process that has taken over for their sake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgraded: Option<Upgraded>,
     /// What is hardly meant in the file, as `weir check` prints it.
     pub warnings: String,
 }

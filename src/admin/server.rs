@@ -1,8 +1,10 @@
 //! The server behind the admin socket: one request for each connection.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::{Order, Orders, Refusal, Stopping};
+use super::{Order, Orders, Refusal, Stopping, Upgrade};
 use crate::net::Bind;
 use crate::net::bind::ListenSocket;
 use crate::runtime::Live;
@@ -26,6 +28,8 @@ use crate::runtime::status::Status;
 
 /// For a request to arrive.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// For the last answers to leave when the process ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Before accepting again when that failed: the process is out of file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// Orders that may wait to be carried out.
@@ -96,7 +100,13 @@ impl Endpoint {
         self.closed.send_replace(true);
     }
 
+    /// Returns when everybody who was connected has an answer, but waits for nobody who asks nothing.
+    pub async fn answered(&self) {
+        let _ = timeout(LAST_ANSWERS, self.closed.closed()).await;
+    }
+
     async fn serve(self: Arc<Self>, client: UnixStream) {
+        let _present = self.closed.subscribe();
         let allowed = is_allowed(&client);
         let mut session = ServerSession::new_http1(Box::new(Stream::from(client)));
         if !matches!(
@@ -141,6 +151,10 @@ impl Endpoint {
                 let dry_run = query.is_some();
                 self.order(|done| Order::Reload { dry_run, done }).await
             }
+            (["upgrade"], "POST", query) => match parse_upgrade(query.unwrap_or_default()) {
+                Ok(wanted) => self.order(|done| Order::Upgrade { wanted, done }).await,
+                Err(error) => Answer::no(Refusal::new(StatusCode::BAD_REQUEST, error)),
+            },
             (
                 [
                     "pools",
@@ -200,6 +214,24 @@ impl Endpoint {
     }
 }
 
+/// `binary=/path&timeout=60s`, percent-encoded.
+fn parse_upgrade(query: &str) -> Result<Upgrade, String> {
+    let mut wanted = Upgrade::default();
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        let value = percent_decode_str(value);
+        match name {
+            "binary" => {
+                let path: Vec<u8> = value.collect();
+                wanted.binary = Some(OsString::from_vec(path).into());
+            }
+            "timeout" => wanted.timeout = Some(value.decode_utf8_lossy().parse()?),
+            _ => return Err(format!("an upgrade has no `{name}`")),
+        }
+    }
+    Ok(wanted)
+}
+
 struct Answer {
     status: StatusCode,
     json: Vec<u8>,
@@ -255,4 +287,22 @@ fn is_allowed(client: &UnixStream) -> bool {
     client
         .peer_cred()
         .is_ok_and(|peer| peer.uid() == us || peer.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wishes_for_an_upgrade_are_read() {
+        assert_eq!(parse_upgrade(""), Ok(Upgrade::default()));
+        let wanted = parse_upgrade("binary=%2Fopt%2Fa%20b%2Fweir&timeout=5s").unwrap();
+        assert_eq!(wanted.binary, Some("/opt/a b/weir".into()));
+        assert_eq!(
+            wanted.timeout.map(|span| span.to_string()),
+            Some("5s".to_owned())
+        );
+        assert!(parse_upgrade("timeout=soon").is_err());
+        assert!(parse_upgrade("binarry=x").is_err());
+    }
 }

@@ -192,7 +192,7 @@ fn url(scheme: &str, bind: &Bind) -> String {
             format!("{scheme}://localhost:{}/", addr.port())
         }
         Bind::Tcp(addr) => format!("{scheme}://{addr}/"),
-        Bind::Unix(_) => bind.to_string(),
+        Bind::Unix(_) | Bind::Systemd(_) => bind.to_string(),
     }
 }
 

@@ -1,7 +1,7 @@
-//! The commands that speak to a running weir: `status`, `reload`, `drain`, `undrain`, `stop`.
+//! The commands that speak to a running weir: `status`, `reload`, `upgrade`, `drain`, `undrain`, `stop`.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chrono::{DateTime, Local};
@@ -10,11 +10,13 @@ use http::StatusCode;
 
 use super::{EXIT_BAD_CONFIG, EXIT_BAD_USAGE, print_json};
 use crate::admin::client::{Client, Failure};
+use crate::admin::{self, Upgraded};
 use crate::net::Bind;
 use crate::pool::status::{MemberStatus, State};
 use crate::process::EXIT_FAILED;
 use crate::runtime::reload::Source;
 use crate::runtime::status;
+use crate::value::Span;
 
 /// Which process is meant.
 #[derive(Args)]
@@ -38,6 +40,18 @@ pub struct Reload {
     /// Only print what would change
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Args)]
+pub struct Upgrade {
+    /// The program to change to; default: the file that the running one was started from, as it is now
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+    /// How long the new process may take until it serves, such as 2m; default: 60s
+    #[arg(long, value_name = "SPAN")]
+    timeout: Option<Span>,
     #[command(flatten)]
     place: Place,
 }
@@ -77,7 +91,20 @@ pub fn reload(command: &Reload, source: Option<&Source>) -> ExitCode {
             false => reloaded.changes.to_string(),
         };
         let file = reloaded.file;
+        if let Some(upgraded) = &reloaded.upgraded {
+            let keys = reloaded.start_only.join(", ");
+            let receipt = receipt(upgraded);
+            print(&format!(
+                "{changes}only a new process can take {keys}:\n{receipt}"
+            ));
+            return Ok(());
+        }
         print(&match reloaded.dry_run {
+            true if !reloaded.start_only.is_empty() => format!(
+                "{changes}{file} is good; a reload would bring up a new process, for only that can take {}; \
+                 nothing has changed yet\n",
+                reloaded.start_only.join(", ")
+            ),
             true => format!("{changes}{file} is good; nothing has changed yet\n"),
             false => format!(
                 "{changes}reloaded {file}: generation {}\n",
@@ -86,6 +113,42 @@ pub fn reload(command: &Reload, source: Option<&Source>) -> ExitCode {
         });
         Ok(())
     })
+}
+
+pub fn upgrade(command: &Upgrade, source: Option<&Source>) -> ExitCode {
+    // The running process is in a folder of its own.
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let wanted = admin::Upgrade {
+        binary: command.binary.as_ref().map(absolute),
+        timeout: command.timeout,
+    };
+    speak(&command.place, source, |client| {
+        print(&receipt(&client.upgrade(&wanted)?));
+        Ok(())
+    })
+}
+
+/// Who has taken over from whom.
+fn receipt(upgraded: &Upgraded) -> String {
+    let Upgraded {
+        old,
+        new,
+        sockets,
+        connections,
+    } = upgraded;
+    let count = |count: usize, what: &str| match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    };
+    format!(
+        "process {} (weir {}) has taken over from process {} (weir {}): {} handed over, {} left to finish\n",
+        new.process,
+        new.version,
+        old.process,
+        old.version,
+        count(*sockets, "socket"),
+        count(*connections, "connection"),
+    )
 }
 
 pub fn drain(command: &Drain, draining: bool, source: Option<&Source>) -> ExitCode {

@@ -18,7 +18,8 @@ use crate::value::from_text;
 /// Connections that the kernel may hold before they are accepted; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
-const EXPECTED: &str = "an address such as `0.0.0.0:8080`, `[::]:8080`, `:8080` or `unix:/path`";
+const EXPECTED: &str =
+    "an address such as `0.0.0.0:8080`, `[::]:8080`, `:8080`, `unix:/path` or `systemd:NAME`";
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +28,8 @@ pub enum Bind {
     /// `:PORT`: one socket for IPv6 and IPv4.
     Any(u16),
     Unix(PathBuf),
+    /// Opened by the service manager, which calls it by this name (`FileDescriptorName=`).
+    Systemd(String),
 }
 
 impl FromStr for Bind {
@@ -40,6 +43,16 @@ impl FromStr for Bind {
                 ));
             }
             return Ok(Bind::Unix(path.into()));
+        }
+        if let Some(name) = text.strip_prefix("systemd:") {
+            // What systemd.socket(5) allows in a name.
+            let good = |c: char| c.is_ascii_graphic() && c != ':';
+            if name.is_empty() || name.len() > 255 || !name.chars().all(good) {
+                return Err(format!(
+                    "expected the name of a socket after `systemd:`, found `{name}`"
+                ));
+            }
+            return Ok(Bind::Systemd(name.to_owned()));
         }
         if let Some(port) = text.strip_prefix(':') {
             return match port.parse() {
@@ -62,6 +75,7 @@ impl fmt::Display for Bind {
             Bind::Tcp(addr) => write!(f, "{addr}"),
             Bind::Any(port) => write!(f, ":{port}"),
             Bind::Unix(path) => write!(f, "unix:{}", path.display()),
+            Bind::Systemd(name) => write!(f, "systemd:{name}"),
         }
     }
 }
@@ -86,8 +100,8 @@ impl JsonSchema for Bind {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "description": "An address to listen on: `0.0.0.0:8080`, `[::]:8080`, `:8080` or `unix:/path`",
-            "pattern": "^(unix:/.+|.*:[0-9]{1,5})$",
+            "description": "An address to listen on: `0.0.0.0:8080`, `[::]:8080`, `:8080`, `unix:/path` or `systemd:NAME`",
+            "pattern": "^(unix:/.+|systemd:.+|.*:[0-9]{1,5})$",
         })
     }
 }
@@ -97,6 +111,7 @@ impl Bind {
     pub fn collides(&self, other: &Bind) -> bool {
         match (self, other) {
             (Bind::Unix(a), Bind::Unix(b)) => a == b,
+            (Bind::Systemd(a), Bind::Systemd(b)) => a == b,
             (Bind::Tcp(a), Bind::Tcp(b)) => a == b && a.port() != 0,
             (Bind::Any(a), Bind::Any(b)) => a == b && *a != 0,
             (Bind::Any(port), Bind::Tcp(addr)) | (Bind::Tcp(addr), Bind::Any(port)) => {
@@ -141,6 +156,12 @@ impl Bind {
                 socket.bind(&SockAddr::unix(path)?)?;
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
                 socket
+            }
+            Bind::Systemd(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the service manager gave no socket of that name when weir was started",
+                ));
             }
         };
         socket.listen(BACKLOG)?;
@@ -189,8 +210,19 @@ pub struct ListenSocket {
 
 impl ListenSocket {
     /// A socket that another process opened and listens on.
+    ///
+    /// # Errors
+    /// When it is none.
     pub fn inherited(fd: OwnedFd) -> io::Result<ListenSocket> {
         let socket = Socket::from(fd);
+        if socket.r#type()? != Type::STREAM || !socket.is_listener()? {
+            let message = "it is no socket that listens for connections";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        if socket.domain()? != Domain::UNIX {
+            // A service manager does without, unless it is told.
+            socket.set_tcp_nodelay(true)?;
+        }
         socket.set_nonblocking(true)?;
         Ok(ListenSocket { socket })
     }
@@ -233,7 +265,13 @@ mod tests {
 
     #[test]
     fn an_address_prints_as_it_is_read() {
-        for text in ["127.0.0.1:80", "[::1]:8080", ":443", "unix:/run/weir.sock"] {
+        for text in [
+            "127.0.0.1:80",
+            "[::1]:8080",
+            ":443",
+            "unix:/run/weir.sock",
+            "systemd:web",
+        ] {
             assert_eq!(text.parse::<Bind>().unwrap().to_string(), text);
         }
         for text in [
@@ -244,6 +282,8 @@ mod tests {
             ":x",
             "unix:relative",
             ":70000",
+            "systemd:",
+            "systemd:a b",
         ] {
             assert!(text.parse::<Bind>().is_err(), "{text}");
         }

@@ -10,11 +10,13 @@ use parking_lot::Mutex;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 
-use super::daemon::{self, PidFile};
+use super::daemon::{self, Background, PidFile};
 use super::logs::Logs;
 use super::service::{Change, Handle, ListenerService, Opened};
-use super::signals::{self, Admin, Signals};
-use super::upgrade::{Receiver, Sockets, Successor};
+use super::signals::{self, Admin, Debut, Signals};
+use super::swap::{self, Swapper};
+use super::systemd;
+use super::upgrade::{Inheritance, Receiver, Sockets};
 use crate::admin::Endpoint;
 use crate::config::Config;
 use crate::net::bind::{Bind, ListenSocket};
@@ -40,71 +42,115 @@ pub struct How {
 pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
     let Loaded { config, plan, .. } = loaded;
     let Plan { boot, snapshot } = plan;
-    let background = match how.daemon || boot.daemon {
-        true => Some(daemon::fork(
-            &boot.error_log,
-            boot.working_directory.clone(),
-        )?),
+    let given = systemd::sockets()?;
+    let program = swap::program().context("cannot find this program's file")?;
+    let receiver = match how.upgrade {
+        true => Receiver::started().context("cannot speak to the running process")?,
         false => None,
     };
+    let background = go_to_background(&how, &boot, receiver.is_some())?;
     // Before any thread exists, which would take them otherwise.
     signals::hold()?;
     let logs = Logs::start(&snapshot.log)?;
-    let (inherited, successor, background) = match how.upgrade {
-        true => {
-            let (sockets, successor) = take_over(&boot, background)?;
-            (sockets, Some(successor), None)
-        }
-        false => (Sockets::new(), None, background),
+    let mut debut = Debut {
+        background,
+        ..Debut::default()
     };
-    let doors = open_all(&boot, &snapshot, inherited)?;
-    let pid_file = boot.pid_file.as_deref().map(PidFile::write).transpose();
-    let _pid_file = pid_file.context("cannot write the pid file")?;
-    daemon::become_user(boot.user.as_deref(), boot.group.as_deref())?;
-    if let Some(background) = background {
-        background.ready()?;
+    let mut sockets = Vec::from_iter(
+        given
+            .into_iter()
+            .map(|(name, fd)| (Bind::Systemd(name).to_string(), fd)),
+    );
+    if how.upgrade {
+        let inheritance = take_over(&boot, receiver, &mut debut.background)?;
+        sockets.extend(inheritance.sockets);
+        debut.successor = Some(inheritance.successor);
+        debut.stderr = inheritance.stderr;
     }
+    let doors = open_all(&boot, &snapshot, sockets.into_iter().collect())?;
+    let pid_file = boot.pid_file.as_deref().map(PidFile::write).transpose();
+    let pid_file = pid_file.context("cannot write the pid file")?.map(Arc::new);
+    daemon::become_user(boot.user.as_deref(), boot.group.as_deref())?;
     if let Some(greeting) = how.greeting {
         eprintln!("weir: {greeting}");
     }
-    let live = serve(
+    // A process without a file has no successor; whoever waits on the default path waits for another one.
+    let swapper = match &source {
+        Source::File(file) => Some(Swapper {
+            program,
+            file: file.clone(),
+            background: how.daemon,
+            upgrade_sock: boot.upgrade_sock.clone(),
+            pid_file: pid_file.clone(),
+        }),
+        Source::Text { .. } => None,
+    };
+    let live = serve(Start {
         source,
         config,
         boot,
-        Arc::new(snapshot),
+        snapshot: Arc::new(snapshot),
         doors,
-        successor,
-        logs.clone(),
-    );
+        debut,
+        swapper,
+        logs: logs.clone(),
+    });
     logs.flush();
     // Only now: the last snapshot holds the files that were flushed.
     drop(live);
+    drop(pid_file);
     Ok(())
 }
 
-/// Waits for the running process and takes its sockets. The foreground returns as soon as it may be told (QUIT).
+/// Where `-d` or the file says so. A process that was `started` by the running one is where that is, and its parent
+/// watches it.
+fn go_to_background(how: &How, boot: &Boot, started: bool) -> anyhow::Result<Option<Background>> {
+    if !how.daemon && !boot.daemon {
+        return Ok(None);
+    }
+    if signals::is_init() {
+        // The container ends with it.
+        eprintln!("weir: process 1 of a container stays in the foreground");
+        return Ok(None);
+    }
+    let (output, directory) = (&boot.error_log, &boot.working_directory);
+    match started {
+        true => daemon::stay(output, directory).map(Some),
+        false => daemon::fork(output, directory).map(Some),
+    }
+}
+
+/// Waits for the running process and takes its sockets. If this one was started by hand, its foreground returns as soon
+/// as the running one may be told (QUIT).
 fn take_over(
     boot: &Boot,
-    background: Option<daemon::Background>,
-) -> anyhow::Result<(Sockets, Successor)> {
-    let path = &boot.upgrade_sock;
-    let receiver = Receiver::listen(path)
-        .with_context(|| format!("cannot wait for sockets on `{}`", path.display()))?;
-    log::info!(
-        "waiting for the sockets of the running process on {}",
-        path.display()
-    );
-    if let Some(background) = background {
-        background.ready()?;
-    }
+    receiver: Option<Receiver>,
+    background: &mut Option<Background>,
+) -> anyhow::Result<Inheritance> {
+    let receiver = match receiver {
+        Some(receiver) => receiver,
+        None => {
+            let path = &boot.upgrade_sock;
+            let receiver = Receiver::listen(path, boot.user.as_deref())
+                .with_context(|| format!("cannot wait for sockets on `{}`", path.display()))?;
+            log::info!(
+                "waiting for the sockets of the running process on {}",
+                path.display()
+            );
+            if let Some(background) = background.take() {
+                background.ready();
+            }
+            receiver
+        }
+    };
     signals::release()?;
     let taken = receiver
         .receive()
         .inspect_err(|e| log::error!("no sockets were handed over: {e}"));
     signals::hold()?;
-    let (sockets, successor) = taken.context("no sockets were handed over")?;
-    log::info!("took {} sockets over", sockets.len());
-    Ok((sockets, successor))
+    let taken = taken.context("no sockets were handed over")?;
+    log::info!("took {} sockets over", taken.sockets.len());
+    Ok(taken)
 }
 
 /// The sockets of a process, before it serves.
@@ -138,6 +184,9 @@ fn open_all(boot: &Boot, snapshot: &Snapshot, mut inherited: Sockets) -> anyhow:
         }
         services.push((part, opened));
     }
+    for name in inherited.keys().filter(|name| name.starts_with("systemd:")) {
+        log::warn!("the service manager opens a socket that no listener has: bind: {name}");
+    }
     Ok(Doors { services, admin })
 }
 
@@ -167,15 +216,29 @@ fn open_admin(
     }
 }
 
-fn serve(
+/// All that a process has before it serves.
+struct Start {
     source: Source,
     config: Config,
     boot: Boot,
     snapshot: Arc<Snapshot>,
     doors: Doors,
-    successor: Option<Successor>,
+    debut: Debut,
+    swapper: Option<Swapper>,
     logs: Arc<Logs>,
-) -> Arc<Live> {
+}
+
+fn serve(start: Start) -> Arc<Live> {
+    let Start {
+        source,
+        config,
+        boot,
+        snapshot,
+        doors,
+        debut,
+        swapper,
+        logs,
+    } = start;
     let conf = server_conf(&boot);
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
@@ -218,22 +281,11 @@ fn serve(
         service.expect("each part has its service").follow(change);
     }
     await_probes(&snapshot);
-    // The sockets listen already: whoever connects from now on is served.
-    if let Some(successor) = successor
-        && let Err(e) = successor.ready()
-    {
-        log::warn!("the old process is gone: {e}");
-    }
     log::info!(
         "weir {} runs as process {}",
         env!("CARGO_PKG_VERSION"),
         std::process::id()
     );
-    // A process without a file has no successor; whoever waits on the default path waits for another one.
-    let upgrade_sock = match source {
-        Source::File(_) => Some(boot.upgrade_sock.clone()),
-        Source::Text { .. } => None,
-    };
     let admin = doors.admin.map(|(bind, socket)| {
         let (endpoint, orders) = Endpoint::new(bind, socket, live.clone());
         Admin {
@@ -246,8 +298,9 @@ fn serve(
         reloader,
         services,
         logs,
-        upgrade_sock,
+        swapper,
         admin,
+        debut: Mutex::new(Some(debut)),
     };
     server.run(RunArgs {
         shutdown_signal: Box::new(signals),

@@ -6,29 +6,28 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use caps::errors::CapsError;
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::prctl;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{self, ForkResult, Gid, Group, Uid, User};
 
-/// The background process' line to the one that started it, which waits in the foreground.
+/// A process in the background, and its line to the one that started it, which waits in the foreground.
 ///
-/// Until [`Background::ready`] the background process writes errors to the terminal, so that whoever started it sees
-/// what goes wrong, and gets the exit status of it.
+/// Until [`Background::ready`] it writes errors to the terminal, so that whoever started it sees what goes wrong, and
+/// gets the exit status of it.
 pub struct Background {
-    parent: File,
+    /// `None` where nobody waits.
+    parent: Option<File>,
     output: File,
-    directory: PathBuf,
 }
 
 /// Forks; returns in the child only. Must be called before any thread exists.
 ///
 /// # Errors
-/// When the process cannot be forked, or the file for output cannot be opened.
-pub fn fork(output: &Path, directory: PathBuf) -> anyhow::Result<Background> {
-    let output = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(output)
-        .with_context(|| format!("cannot open `{}`", output.display()))?;
+/// When the process cannot be forked, the file for output cannot be opened, or there is no such folder.
+pub fn fork(output: &Path, directory: &Path) -> anyhow::Result<Background> {
+    let output = open(output)?;
     let (ready, parent) = unistd::pipe().context("cannot make a pipe")?;
     #[expect(unsafe_code, reason = "fork(2) has no safe form")]
     // SAFETY: no other thread exists yet, so the child may do anything the parent could.
@@ -41,15 +40,25 @@ pub fn fork(output: &Path, directory: PathBuf) -> anyhow::Result<Background> {
         ForkResult::Child => {
             drop(ready);
             unistd::setsid().context("cannot leave the terminal's session")?;
-            // At once: whoever opens standard output from here on (an access log, say) keeps what it is then.
-            unistd::dup2_stdout(&output)?;
-            Ok(Background {
-                parent: File::from(parent),
-                output,
-                directory,
-            })
+            Background::leave(Some(File::from(parent)), output, directory)
         }
     }
+}
+
+/// Goes on in the background, where this process was started by one that is there.
+///
+/// # Errors
+/// As [`fork`].
+pub fn stay(output: &Path, directory: &Path) -> anyhow::Result<Background> {
+    Background::leave(None, open(output)?, directory)
+}
+
+fn open(output: &Path) -> anyhow::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(output)
+        .with_context(|| format!("cannot open `{}`", output.display()))
 }
 
 /// Exit status for the foreground: 0 once the child is ready, its own if it ended before.
@@ -65,18 +74,24 @@ fn wait_for(ready: OwnedFd, child: nix::unistd::Pid) -> i32 {
 }
 
 impl Background {
-    /// Lets the foreground return, and leaves its terminal and folder.
-    ///
-    /// # Errors
-    /// When there is no such folder.
-    pub fn ready(mut self) -> anyhow::Result<()> {
-        std::env::set_current_dir(&self.directory)
-            .with_context(|| format!("cannot change to `{}`", self.directory.display()))?;
+    fn leave(parent: Option<File>, output: File, directory: &Path) -> anyhow::Result<Background> {
+        // At once: whoever opens standard output from here on (an access log, say) keeps what it is then.
+        unistd::dup2_stdout(&output)?;
         unistd::dup2_stdin(File::open("/dev/null")?)?;
-        unistd::dup2_stderr(&self.output)?;
-        // If the foreground was killed meanwhile there is nobody to tell.
-        let _ = self.parent.write_all(b"1");
-        Ok(())
+        std::env::set_current_dir(directory)
+            .with_context(|| format!("cannot change to `{}`", directory.display()))?;
+        Ok(Background { parent, output })
+    }
+
+    /// Lets the foreground return, and leaves its terminal.
+    pub fn ready(mut self) {
+        if let Err(e) = unistd::dup2_stderr(&self.output) {
+            log::warn!("cannot leave the terminal: {e}");
+        }
+        if let Some(parent) = &mut self.parent {
+            // If the foreground was killed meanwhile there is nobody to tell.
+            let _ = parent.write_all(b"1");
+        }
     }
 }
 
@@ -84,22 +99,50 @@ impl Background {
 pub struct PidFile(PathBuf);
 
 impl PidFile {
+    /// Writes the file, over one that a dead process has left.
+    ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write(path: &Path) -> io::Result<PidFile> {
-        // Written beside and renamed: whoever reads it sees the old number or the new one, never a part.
-        let beside = path.with_added_extension("new");
-        fs::write(&beside, format!("{}\n", std::process::id()))?;
-        fs::rename(&beside, path)?;
-        Ok(PidFile(path.to_owned()))
+        let file = PidFile(path.to_owned());
+        file.put()?;
+        Ok(file)
+    }
+
+    /// Names this process again, where another one has put itself there and failed.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn reclaim(&self) -> io::Result<()> {
+        match self.is_ours() {
+            true => Ok(()),
+            false => self.put(),
+        }
+    }
+
+    /// Written beside and renamed: whoever reads it sees the old number or the new one, never a part.
+    fn put(&self) -> io::Result<()> {
+        let process = std::process::id();
+        // A name that no other process uses, and never a file, or a link, that somebody has put there: the folder may be
+        // open to all, as `/tmp` is.
+        let beside = self.0.with_added_extension(process.to_string());
+        let _ = fs::remove_file(&beside);
+        let mut file = File::create_new(&beside)?;
+        writeln!(file, "{process}")
+            .and_then(|()| fs::rename(&beside, &self.0))
+            .inspect_err(|_| {
+                let _ = fs::remove_file(&beside);
+            })
+    }
+
+    fn is_ours(&self) -> bool {
+        fs::read_to_string(&self.0).is_ok_and(|text| text.trim() == std::process::id().to_string())
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let ours = fs::read_to_string(&self.0)
-            .is_ok_and(|text| text.trim() == std::process::id().to_string());
-        if ours {
+        if self.is_ours() {
             // Not ours to remove any more when root was given up: harmless, it names a dead process.
             let _ = fs::remove_file(&self.0);
         }
@@ -134,9 +177,29 @@ pub fn become_user(user: Option<&str>, group: Option<&str>) -> anyhow::Result<()
         unistd::setgid(group).context("cannot change the group")?;
     }
     if let Some(user) = user {
+        let low_ports = !user.uid.is_root()
+            && caps::has_cap(None, CapSet::Permitted, LOW_PORTS).unwrap_or(false);
+        // Of this thread and those that it starts from now on; the ones that write logs keep nothing.
+        prctl::set_keepcaps(low_ports).context("cannot keep a capability")?;
         unistd::setuid(user.uid).with_context(|| format!("cannot become user `{}`", user.name))?;
+        if low_ports {
+            keep_low_ports().context("cannot keep a capability")?;
+        }
     }
     Ok(())
+}
+
+/// The one thing of root's that is needed later: a reload may add port 443, and the next process opens what is new in
+/// its file.
+const LOW_PORTS: Capability = Capability::CAP_NET_BIND_SERVICE;
+
+fn keep_low_ports() -> Result<(), CapsError> {
+    let only = CapsHashSet::from([LOW_PORTS]);
+    for set in [CapSet::Effective, CapSet::Inheritable, CapSet::Permitted] {
+        caps::set(None, set, &only)?;
+    }
+    // So that a new process has it that this one starts.
+    caps::raise(None, CapSet::Ambient, LOW_PORTS)
 }
 
 /// Makes a file that of `user`, as whom this process goes on.
@@ -149,6 +212,15 @@ pub fn give(path: &Path, user: Option<&str>) -> anyhow::Result<()> {
     };
     unistd::chown(path, Some(user.uid), None)
         .with_context(|| format!("cannot give `{}` to user `{}`", path.display(), user.name))
+}
+
+/// The number of a user.
+///
+/// # Errors
+/// When there is no such user.
+pub fn id_of(user: Option<&str>) -> anyhow::Result<Option<u32>> {
+    let user = user.map(find_user).transpose()?;
+    Ok(user.map(|user| user.uid.as_raw()))
 }
 
 fn find_user(name: &str) -> anyhow::Result<User> {

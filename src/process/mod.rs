@@ -6,6 +6,8 @@ mod logs;
 mod reload;
 mod service;
 mod signals;
+mod swap;
+mod systemd;
 mod upgrade;
 
 pub use boot::{How, run};

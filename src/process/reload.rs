@@ -9,22 +9,29 @@ use crate::issue::Issues;
 use crate::runtime::reload::{Prepared, Reloader};
 use crate::runtime::{Snapshot, tasks};
 
-/// Reloads, or says why not; then nothing has changed. Either goes to the log as well.
+/// Reloads, or says why not; then nothing has changed. Either goes to the log as well. Where the answer has `start_only`
+/// keys, nothing has changed either: a new process is to take over. Without `can_swap` that is refused.
 pub(super) fn reload(
     reloader: &Reloader,
     services: &[Handle],
     logs: &Logs,
+    can_swap: bool,
 ) -> Result<Reloaded, Refusal> {
     let refuse = |refusal: Refusal| {
         log::error!("reload failed: {}", refusal.error);
         refusal
     };
-    let prepared = reloader.prepare().map_err(|issues| {
+    let prepared = reloader.prepare(can_swap).map_err(|issues| {
         report(&issues);
         refuse(mistakes(reloader, &issues))
     })?;
     report(&prepared.warnings);
     let reloaded = describe(reloader, &prepared);
+    if !reloaded.start_only.is_empty() {
+        let keys = reloaded.start_only.join(", ");
+        log::info!("only a new process can take what the file says for {keys}");
+        return Ok(reloaded);
+    }
     let generation = carry_out(prepared, reloader, services, logs).map_err(|e| {
         let error = format!("{e:#}; nothing has changed");
         refuse(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
@@ -34,8 +41,8 @@ pub(super) fn reload(
 }
 
 /// What a reload would come to.
-pub(super) fn rehearse(reloader: &Reloader) -> Result<Reloaded, Refusal> {
-    match reloader.prepare() {
+pub(super) fn rehearse(reloader: &Reloader, can_swap: bool) -> Result<Reloaded, Refusal> {
+    match reloader.prepare(can_swap) {
         Ok(prepared) => Ok(Reloaded {
             dry_run: true,
             ..describe(reloader, &prepared)
@@ -50,6 +57,12 @@ fn describe(reloader: &Reloader, prepared: &Prepared) -> Reloaded {
         dry_run: false,
         generation: prepared.snapshot.generation,
         changes: prepared.changes.clone(),
+        start_only: prepared
+            .start_only
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        upgraded: None,
         warnings: prepared.warnings.to_string(),
     }
 }

@@ -10,15 +10,19 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use http::StatusCode;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::signal::unix::{Signal as Arrivals, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 
+use super::daemon::Background;
 use super::logs::Logs;
 use super::service::Handle;
-use super::upgrade::{self, Handover};
-use crate::admin::{self, Endpoint, Order, Orders, Refusal, Reloaded};
+use super::swap::{Failed, Swap, Swapper};
+use super::systemd;
+use super::upgrade::{Heir, Successor, WAIT_FOR_READY};
+use crate::admin::{self, Endpoint, Order, Orders, Process, Refusal, Reloaded, Upgrade, Upgraded};
 use crate::runtime::reload::Reloader;
 
 /// How often a drain looks whether the last connection has ended.
@@ -57,9 +61,37 @@ pub struct Signals {
     /// The edge, then the companion.
     pub services: Vec<Handle>,
     pub logs: Arc<Logs>,
-    /// Where a new process would wait for the sockets.
-    pub upgrade_sock: Option<std::path::PathBuf>,
+    /// `None` for a process that runs without a file, and so cannot be started again.
+    pub swapper: Option<Swapper>,
     pub admin: Option<Admin>,
+    /// Taken once this process serves.
+    pub debut: Mutex<Option<Debut>>,
+}
+
+/// Who waits for this process to serve.
+#[derive(Default)]
+pub struct Debut {
+    /// Who started it in the background.
+    pub background: Option<Background>,
+    /// The old process, and where errors go once that no longer reads them.
+    pub successor: Option<Successor>,
+    pub stderr: Option<std::os::fd::OwnedFd>,
+}
+
+/// A new process that is coming up.
+struct Coming {
+    swap: Swap,
+    asked: Asked,
+    sockets: usize,
+}
+
+/// Who asked for it.
+enum Asked {
+    /// QUIT: this process is to end in any case but a failure.
+    Quit,
+    Upgrade(oneshot::Sender<Result<Upgraded, Refusal>>),
+    /// A file with keys that only a new process can take; nobody waits after HUP.
+    Reload(Reloaded, Option<oneshot::Sender<Result<Reloaded, Refusal>>>),
 }
 
 /// The admin socket, and what is ordered over it.
@@ -86,45 +118,75 @@ impl Signals {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut quit = signal(SignalKind::quit())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        if is_init() {
+            tokio::spawn(reap_orphans(signal(SignalKind::child())?));
+        }
         release()?;
         let mut orders = self.take_orders();
+        let mut coming: Option<Coming> = None;
         loop {
             tokio::select! {
-                _ = hangup.recv() => {
-                    // What came of it is in the log.
-                    let _ = self.reload(false).await;
-                }
+                _ = hangup.recv() => coming = self.reload(coming, None).await,
                 Some(order) = orders.recv() => match order {
                     Order::Stop => {
                         log::info!("told to stop: draining");
                         break;
                     }
-                    order => self.obey(order).await,
+                    order => coming = self.obey(order, coming).await,
                 },
                 _ = reopen.recv() => self.logs.reopen(),
                 _ = terminate.recv() => {
                     log::info!("TERM: draining");
                     break;
                 }
-                _ = quit.recv() => match self.hand_over().await {
-                    Ok(Handover::Done) => {
-                        log::info!("QUIT: the new process serves; draining");
+                _ = quit.recv() => match (&coming, &self.swapper) {
+                    (Some(_), _) => log::error!("QUIT: {UNDER_WAY}; going on"),
+                    (None, Some(swapper)) if !is_init() => {
+                        let found = self.sockets().and_then(|sockets| {
+                            let count = sockets.len();
+                            Ok((swapper.find(sockets)?, count))
+                        });
+                        match found {
+                            Ok((swap, sockets)) => {
+                                let asked = Asked::Quit;
+                                coming = Some(Coming { swap, asked, sockets });
+                            }
+                            Err(e) => log::error!("QUIT: the sockets were not handed over: {e}; going on"),
+                        }
+                    }
+                    // Nobody could take over.
+                    (None, _) => {
+                        log::info!("QUIT: draining");
                         break;
                     }
-                    Ok(Handover::Nobody) => {
-                        log::info!("QUIT: no new process waits for the sockets; draining");
-                        break;
-                    }
-                    Err(e) => log::error!("QUIT: the sockets were not handed over: {e}; going on"),
                 },
+                outcome = outcome(&mut coming) => {
+                    if let Some(Coming { asked, sockets, .. }) = coming.take()
+                        && self.conclude(asked, outcome, sockets)
+                    {
+                        drop(orders);
+                        return self.leave(terminate, interrupt).await;
+                    }
+                }
                 _ = interrupt.recv() => {
                     log::info!("INT: ending now");
+                    if let Some(coming) = coming {
+                        coming.swap.abort().await;
+                    }
                     return Ok(());
                 }
             }
         }
+        systemd::stopping();
         // Who has given one that still waits learns that it will not be carried out.
         drop(orders);
+        if let Some(coming) = coming {
+            coming.swap.abort().await;
+        }
+        self.leave(terminate, interrupt).await
+    }
+
+    async fn leave(&self, mut terminate: Arrivals, mut interrupt: Arrivals) -> std::io::Result<()> {
         tokio::select! {
             () = self.drain() => {}
             _ = interrupt.recv() => log::info!("INT: ending now"),
@@ -133,27 +195,60 @@ impl Signals {
         Ok(())
     }
 
-    /// Begins to answer on the admin socket, if there is one.
+    /// Says that this process serves, and begins to answer on the admin socket, if there is one.
     fn take_orders(&self) -> Orders {
-        let orders = |admin: &Admin| Some((admin.endpoint.clone(), admin.orders.lock().take()?));
-        let Some((endpoint, orders)) = self.admin.as_ref().and_then(orders) else {
-            // Closed: no order ever comes.
-            return mpsc::channel(1).1;
-        };
-        tokio::spawn(async move {
-            if let Err(e) = endpoint.run().await {
-                log::error!("cannot answer on the admin socket: {e}");
+        let Debut {
+            background,
+            successor,
+            stderr,
+        } = self.debut.lock().take().unwrap_or_default();
+        match (background, stderr) {
+            (Some(background), _) => background.ready(),
+            (None, Some(stderr)) => {
+                if let Err(e) = nix::unistd::dup2_stderr(stderr) {
+                    log::warn!("cannot write where the old process did: {e}");
+                }
             }
+            (None, None) => {}
+        }
+        let orders = |admin: &Admin| Some((admin.endpoint.clone(), admin.orders.lock().take()?));
+        let (endpoint, orders) = self.admin.as_ref().and_then(orders).unzip();
+        tokio::spawn(async move {
+            if let Some(successor) = successor {
+                // Until the old process relies on this one, it is the one to ask and to watch.
+                let kept = match successor.ready() {
+                    Ok(()) => successor.is_kept().await,
+                    Err(e) => Err(e),
+                };
+                if let Err(e) = kept {
+                    log::warn!("the old process is gone: {e}");
+                }
+            }
+            systemd::ready();
+            let answer = async {
+                if let Some(endpoint) = endpoint
+                    && let Err(e) = endpoint.run().await
+                {
+                    log::error!("cannot answer on the admin socket: {e}");
+                }
+            };
+            tokio::join!(answer, systemd::feed_watchdog());
         });
-        orders
+        // Closed without an admin socket: no order ever comes.
+        orders.unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    async fn obey(&self, order: Order) {
+    async fn obey(&self, order: Order, coming: Option<Coming>) -> Option<Coming> {
         // Whoever gave it may have left; it is carried out all the same.
         match order {
-            Order::Reload { dry_run, done } => {
-                let _ = done.send(self.reload(dry_run).await);
+            Order::Reload {
+                dry_run: true,
+                done,
+            } => {
+                let _ = done.send(self.rehearse().await);
             }
+            Order::Reload { done, .. } => return self.reload(coming, Some(done)).await,
+            Order::Upgrade { wanted, done } => return self.upgrade(coming, wanted, done),
             Order::Drain {
                 pool,
                 member,
@@ -165,41 +260,205 @@ impl Signals {
             }
             Order::Stop => unreachable!("ends the loop"),
         }
+        coming
     }
 
-    async fn reload(&self, dry_run: bool) -> Result<Reloaded, Refusal> {
+    async fn rehearse(&self) -> Result<Reloaded, Refusal> {
+        let (reloader, can_swap) = (self.reloader.clone(), self.cannot_swap().is_none());
+        aside(move || super::reload::rehearse(&reloader, can_swap)).await
+    }
+
+    /// Reloads; where only a new process can take what the file says, one is on its way then.
+    async fn reload(
+        &self,
+        coming: Option<Coming>,
+        done: Option<oneshot::Sender<Result<Reloaded, Refusal>>>,
+    ) -> Option<Coming> {
+        // What came of it is in the log as well.
+        let answer = |done: Option<oneshot::Sender<_>>, outcome| {
+            let _ = done.map(|done| done.send(outcome));
+        };
+        if coming.is_some() {
+            log::error!("reload failed: {UNDER_WAY}");
+            answer(done, Err(Refusal::new(StatusCode::CONFLICT, UNDER_WAY)));
+            return coming;
+        }
+        systemd::reloading();
         let (reloader, services) = (self.reloader.clone(), self.services.clone());
-        let logs = self.logs.clone();
-        let reload = move || match dry_run {
-            true => super::reload::rehearse(&reloader),
-            false => super::reload::reload(&reloader, &services, &logs),
-        };
-        tokio::task::spawn_blocking(reload)
-            .await
-            .unwrap_or_else(|e| {
-                let error = format!("{e}; nothing has changed");
-                log::error!("reload failed: {error}");
-                Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
-            })
+        let (logs, can_swap) = (self.logs.clone(), self.cannot_swap().is_none());
+        let reload = move || super::reload::reload(&reloader, &services, &logs, can_swap);
+        match aside(reload).await {
+            Ok(reloaded) if !reloaded.start_only.is_empty() => {
+                match self.bring_up(&Upgrade::default()) {
+                    Ok((swap, sockets)) => {
+                        let asked = Asked::Reload(reloaded, done);
+                        return Some(Coming {
+                            swap,
+                            asked,
+                            sockets,
+                        });
+                    }
+                    Err(refusal) => {
+                        log::error!("reload failed: {}", refusal.error);
+                        answer(done, Err(refusal));
+                    }
+                }
+            }
+            outcome => answer(done, outcome),
+        }
+        systemd::ready();
+        None
     }
 
-    async fn hand_over(&self) -> std::io::Result<Handover> {
-        let services = self.services.clone();
-        let Some(path) = self.upgrade_sock.clone() else {
-            return Ok(Handover::Nobody);
+    fn upgrade(
+        &self,
+        coming: Option<Coming>,
+        wanted: Upgrade,
+        done: oneshot::Sender<Result<Upgraded, Refusal>>,
+    ) -> Option<Coming> {
+        let refusal = match (&coming, self.cannot_swap()) {
+            (Some(_), _) => Refusal::new(StatusCode::CONFLICT, UNDER_WAY),
+            (None, Some(reason)) => Refusal::new(StatusCode::CONFLICT, reason),
+            (None, None) => match self.bring_up(&wanted) {
+                Ok((swap, sockets)) => {
+                    let asked = Asked::Upgrade(done);
+                    return Some(Coming {
+                        swap,
+                        asked,
+                        sockets,
+                    });
+                }
+                Err(refusal) => refusal,
+            },
         };
-        let admin = self.admin.as_ref().map(|admin| admin.endpoint.clone());
-        let hand_over = move || {
-            let mut sockets = Vec::new();
-            if let Some(endpoint) = admin {
-                sockets.extend(endpoint.socket()?);
-            }
-            for service in &services {
-                sockets.extend(service.sockets()?);
-            }
-            upgrade::hand_over(&path, &sockets)
+        log::error!("upgrade failed: {}", refusal.error);
+        let _ = done.send(Err(refusal));
+        coming
+    }
+
+    /// Why no new process can take over from this one.
+    fn cannot_swap(&self) -> Option<&'static str> {
+        if self.swapper.is_none() {
+            return Some("this process runs without a file, with which a new one could be started");
+        }
+        // With process 1, the kernel ends all others of the container.
+        is_init().then_some(
+            "process 1 of a container cannot be replaced: start a new container, or run weir below an init \
+             (`docker run --init`)",
+        )
+    }
+
+    fn bring_up(&self, wanted: &Upgrade) -> Result<(Swap, usize), Refusal> {
+        let limit = wanted.timeout.map_or(WAIT_FOR_READY, |limit| limit.get());
+        let start = |swapper: &Swapper| {
+            let sockets = self.sockets()?;
+            let count = sockets.len();
+            let swap = swapper.start(wanted.binary.clone(), sockets, limit)?;
+            Ok((swap, count))
         };
-        tokio::task::spawn_blocking(hand_over).await?
+        let started = self.swapper.as_ref().map(start).transpose();
+        match started {
+            Ok(Some(started)) => Ok(started),
+            Ok(None) => Err(Refusal::new(
+                StatusCode::CONFLICT,
+                self.cannot_swap().unwrap_or_default(),
+            )),
+            Err(e) => {
+                let e: std::io::Error = e;
+                let error = format!("cannot start a new process: {e}");
+                Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
+            }
+        }
+    }
+
+    /// All listening sockets, that of the admin endpoint included.
+    fn sockets(&self) -> std::io::Result<super::swap::Sockets> {
+        let mut sockets = Vec::new();
+        if let Some(admin) = &self.admin {
+            sockets.extend(admin.endpoint.socket()?);
+        }
+        for service in &self.services {
+            sockets.extend(service.sockets()?);
+        }
+        Ok(sockets)
+    }
+
+    /// Tells whoever asked what became of the new process, and whether this one is to end.
+    fn conclude(
+        &self,
+        asked: Asked,
+        outcome: Result<Option<Heir>, Failed>,
+        sockets: usize,
+    ) -> bool {
+        let heir = match outcome {
+            Ok(Some(heir)) => heir,
+            Ok(None) => {
+                log::info!("QUIT: no new process waits for the sockets; draining");
+                systemd::stopping();
+                return true;
+            }
+            Err(failed) => {
+                self.go_on(asked, failed);
+                return false;
+            }
+        };
+        let upgraded = Upgraded {
+            old: Process {
+                process: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            new: Process {
+                process: heir.process,
+                version: heir.version.clone(),
+            },
+            sockets,
+            connections: self.services.iter().map(Handle::open_connections).sum(),
+        };
+        Swapper::keep(heir);
+        let new = &upgraded.new;
+        log::info!(
+            "process {} (weir {}) serves; draining",
+            new.process,
+            new.version
+        );
+        match asked {
+            Asked::Quit => {}
+            Asked::Upgrade(done) => {
+                let _ = done.send(Ok(upgraded));
+            }
+            Asked::Reload(reloaded, done) => {
+                let upgraded = Some(upgraded);
+                let _ = done.map(|done| {
+                    done.send(Ok(Reloaded {
+                        upgraded,
+                        ..reloaded
+                    }))
+                });
+            }
+        }
+        true
+    }
+
+    fn go_on(&self, asked: Asked, failed: Failed) {
+        if let Some(swapper) = &self.swapper {
+            swapper.go_on();
+        }
+        let error = format!("{failed}; this one goes on");
+        log::error!("the sockets were not handed over: {error}");
+        let refusal = Refusal {
+            report: (!failed.last_words.is_empty()).then(|| failed.last_words.join("\n")),
+            ..Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+        };
+        match asked {
+            Asked::Quit => {}
+            Asked::Upgrade(done) => {
+                let _ = done.send(Err(refusal));
+            }
+            Asked::Reload(_, done) => {
+                systemd::ready();
+                let _ = done.map(|done| done.send(Err(refusal)));
+            }
+        }
     }
 
     /// Ends when the last connection has, or when the grace period is over.
@@ -220,6 +479,45 @@ impl Signals {
                 tokio::time::sleep(DRAIN_TICK).await;
             }
         }
+        if let Some(Admin { endpoint, .. }) = &self.admin {
+            endpoint.answered().await;
+        }
         log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
+    }
+}
+
+/// Why a second one is refused.
+const UNDER_WAY: &str = "a new process is about to take over";
+
+/// What becomes of the new process; never, while there is none.
+async fn outcome(coming: &mut Option<Coming>) -> Result<Option<Heir>, Failed> {
+    match coming {
+        Some(coming) => coming.swap.outcome().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Does what blocks on a thread for that.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        let error = format!("{e}; nothing has changed");
+        log::error!("reload failed: {error}");
+        Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
+    })
+}
+
+/// Whether this is the first process of a container, which must bury those whose parents are gone.
+pub fn is_init() -> bool {
+    std::process::id() == 1
+}
+
+/// Process 1 starts none itself: all that end here are orphans.
+async fn reap_orphans(mut ended: Arrivals) {
+    while ended.recv().await.is_some() {
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
+        {
+        }
     }
 }

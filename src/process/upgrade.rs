@@ -1,8 +1,18 @@
 //! Handing the listening sockets to the next process.
 //!
-//! The new process (`weir -u`) listens on `upgrade_sock`; the running one connects on QUIT, sends its sockets and
-//! goes on serving until the new one says that it serves too. If that word does not come, nothing has changed.
-//! Connections that arrive in between wait in the sockets' queues, which both processes share.
+//! Two ways lead to it. By command (`weir upgrade`) the running process starts the new one itself and is connected with
+//! it by a pair of sockets, of which the new one finds its end as standard input. By hand the new process (`weir -u`)
+//! listens on `upgrade_sock`, and the running one connects on QUIT. What is said then is the same:
+//!
+//! ```text
+//!  old -> new   each listening socket with the address it was bound to; standard error, where the old one started
+//!               the new one; the end
+//!  new -> old   `ready PID VERSION` once it serves
+//!  old -> new   `keep`, when the new one has stayed for a second: from here on the old one drains
+//! ```
+//!
+//! Until the last word the old process serves as if nothing were happening, and goes on doing so if that word does not
+//! come to pass. Connections that arrive in between wait in the sockets' queues, which both processes share.
 //!
 //! Pingora's own hand-over is not used: it carries 32 sockets at most, its socket is open to everybody, and the old
 //! process ends even when it failed. One message here carries one socket and the address it was bound to, so neither
@@ -21,123 +31,268 @@ use nix::sys::socket::{
     self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag,
     SockType, UnixAddr, sockopt,
 };
+use tokio::net::UnixStream;
+
+use super::daemon;
 
 /// How long the new process waits for the running one to be told (QUIT).
 const WAIT_FOR_SENDER: Duration = Duration::from_secs(60);
 /// How long the running process looks for the new one, as Pingora does: QUIT may come before `weir -u`.
 const WAIT_FOR_RECEIVER: Duration = Duration::from_secs(5);
-/// How long the running process waits for the new one to serve.
-const WAIT_FOR_READY: Duration = Duration::from_secs(60);
-const READY: &[u8] = b"ready";
-/// After the last socket.
-const END: &[u8] = b"";
-/// Longest address of a socket: `unix:` and a path (`sun_path` is shorter).
-const MAX_NAME: usize = 1024;
+/// How long the running process waits for the new one to serve, unless it is told otherwise.
+pub const WAIT_FOR_READY: Duration = Duration::from_secs(60);
+/// How long a new process must stay before the old one relies on it: what fails at once fails in this time.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How long either waits for what the other one only has to write down.
+const WAIT_FOR_MESSAGE: Duration = Duration::from_secs(5);
+const READY: &str = "ready";
+const KEEP: &[u8] = b"keep";
+/// Longest message: a kind, `unix:` and a path (`sun_path` is shorter).
+const MAX_MESSAGE: usize = 1024;
+
+/// What a message of the old process is, by its first byte.
+mod kind {
+    pub const SOCKET: u8 = b's';
+    pub const STDERR: u8 = b'e';
+    pub const END: u8 = b'.';
+}
 
 /// Sockets by the address they were bound to, as written in the configuration.
 pub type Sockets = HashMap<String, OwnedFd>;
 
 /// The new process' end of the hand-over.
 #[derive(Debug)]
-pub struct Receiver {
-    listener: OwnedFd,
+pub enum Receiver {
+    /// Whoever starts this process by hand tells the running one next.
+    ByHand {
+        listener: OwnedFd,
+        user: Option<u32>,
+    },
+    /// The running process has started this one.
+    Started { sender: OwnedFd },
+}
+
+/// What the new process gets.
+#[derive(Debug)]
+pub struct Inheritance {
+    pub sockets: Sockets,
+    /// Where this process is to write its errors once it serves; so far, the old one reads them.
+    pub stderr: Option<OwnedFd>,
+    pub successor: Successor,
 }
 
 impl Receiver {
-    /// Starts to wait on `path`; only this user and root may connect.
+    /// The connection to the running process, if that has started this one.
     ///
     /// # Errors
-    /// When the socket cannot be made there.
-    pub fn listen(path: &Path) -> io::Result<Receiver> {
-        let listener = seqpacket()?;
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+    /// When there is no `/dev/null` to put in its place.
+    pub fn started() -> io::Result<Option<Receiver>> {
+        let stdin = io::stdin();
+        if socket::getsockopt(&stdin, sockopt::SockType) != Ok(SockType::SeqPacket) {
+            return Ok(None);
         }
+        let sender = stdin.as_fd().try_clone_to_owned()?;
+        nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+        Ok(Some(Receiver::Started { sender }))
+    }
+
+    /// Starts to wait on `path`; only this user, `user`, as whom the running process may go on, and root may connect.
+    ///
+    /// # Errors
+    /// When the socket cannot be made there, or another process waits there.
+    pub fn listen(path: &Path, user: Option<&str>) -> anyhow::Result<Receiver> {
+        match socket::connect(seqpacket()?.as_raw_fd(), &UnixAddr::new(path)?) {
+            Ok(()) => anyhow::bail!("another process waits there already"),
+            // What a former hand-over has left.
+            Err(Errno::ECONNREFUSED) => std::fs::remove_file(path)?,
+            // There is none, or what is wrong with it is what bind(2) says.
+            Err(_) => {}
+        }
+        let listener = seqpacket()?;
+        // The file begins with the mode of the socket: it is never open to others.
+        nix::sys::stat::fchmod(&listener, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
         socket::bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        daemon::give(path, user)?;
+        let user = daemon::id_of(user)?;
         socket::listen(&listener, Backlog::new(1)?)?;
-        Ok(Receiver { listener })
+        Ok(Receiver::ByHand { listener, user })
     }
 
     /// Waits for the running process and takes its sockets.
     ///
     /// # Errors
     /// When nobody comes in time, somebody else comes, or the transfer breaks.
-    pub fn receive(self) -> io::Result<(Sockets, Successor)> {
-        wait_readable(self.listener.as_fd(), WAIT_FOR_SENDER)?;
-        let fd = socket::accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-        let sender = own(fd);
-        let peer = socket::getsockopt(&sender, sockopt::PeerCredentials)?;
-        let us = nix::unistd::geteuid().as_raw();
-        if peer.uid() != us && peer.uid() != 0 {
-            let message = format!(
-                "process {} of user {} is not allowed",
-                peer.pid(),
-                peer.uid()
-            );
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
-        }
+    pub fn receive(self) -> io::Result<Inheritance> {
+        let sender = match self {
+            Receiver::Started { sender } => sender,
+            Receiver::ByHand { listener, user } => accept(listener.as_fd(), user)?,
+        };
         let mut sockets = Sockets::new();
+        let mut stderr = None;
         loop {
-            wait_readable(sender.as_fd(), WAIT_FOR_RECEIVER)?;
+            wait(sender.as_fd(), PollFlags::POLLIN, WAIT_FOR_MESSAGE)?;
             match receive_one(sender.as_fd())? {
-                Some((name, fd)) => sockets.insert(name, fd),
-                None => return Ok((sockets, Successor { sender })),
-            };
+                Message::Socket(name, fd) => {
+                    sockets.insert(name, fd);
+                }
+                Message::Stderr(fd) => stderr = Some(fd),
+                Message::End => break,
+            }
+        }
+        Ok(Inheritance {
+            sockets,
+            stderr,
+            successor: Successor { sender },
+        })
+    }
+}
+
+/// The first who connects and has something to say: who only looks whether somebody waits here leaves at once.
+fn accept(listener: BorrowedFd<'_>, user: Option<u32>) -> io::Result<OwnedFd> {
+    let deadline = Instant::now() + WAIT_FOR_SENDER;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        wait(listener, PollFlags::POLLIN, left)?;
+        let fd = socket::accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+        let sender = own(fd);
+        check_peer(&sender, user)?;
+        wait(sender.as_fd(), PollFlags::POLLIN, WAIT_FOR_MESSAGE)?;
+        let mut first = [0];
+        match socket::recv(sender.as_raw_fd(), &mut first, MsgFlags::MSG_PEEK)? {
+            0 => {}
+            _ => return Ok(sender),
         }
     }
 }
 
-/// What the new process keeps until it serves.
+/// Sockets are given to, and taken from, this user, `user` and root only.
+fn check_peer(peer: &OwnedFd, user: Option<u32>) -> io::Result<()> {
+    let peer = socket::getsockopt(peer, sockopt::PeerCredentials)?;
+    let us = nix::unistd::geteuid().as_raw();
+    if [0, us].contains(&peer.uid()) || user == Some(peer.uid()) {
+        return Ok(());
+    }
+    let message = format!(
+        "process {} of user {} is not allowed",
+        peer.pid(),
+        peer.uid()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
+/// What the new process keeps until the old one relies on it.
 #[derive(Debug)]
 pub struct Successor {
     sender: OwnedFd,
 }
 
 impl Successor {
-    /// Tells the old process to drain.
+    /// Tells the old process that this one serves.
     ///
     /// # Errors
     /// When the old process is gone, which does not matter any more.
-    pub fn ready(self) -> io::Result<()> {
-        socket::send(self.sender.as_raw_fd(), READY, MsgFlags::MSG_NOSIGNAL)?;
+    pub fn ready(&self) -> io::Result<()> {
+        let (process, version) = (std::process::id(), env!("CARGO_PKG_VERSION"));
+        let word = format!("{READY} {process} {version}");
+        socket::send(
+            self.sender.as_raw_fd(),
+            word.as_bytes(),
+            MsgFlags::MSG_NOSIGNAL,
+        )?;
         Ok(())
+    }
+
+    /// Returns when the old process has left everything to this one, in words or by ending.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the socket.
+    pub async fn is_kept(self) -> io::Result<()> {
+        // Of another kind in truth, which does not matter to who only waits.
+        let sender = std::os::unix::net::UnixStream::from(self.sender);
+        sender.set_nonblocking(true)?;
+        UnixStream::from_std(sender)?.readable().await
     }
 }
 
-/// What became of a hand-over.
+/// A new process that serves beside this one.
 #[derive(Debug)]
-pub enum Handover {
-    /// The new process serves; this one is to drain.
-    Done,
-    /// There is no new process.
-    Nobody,
+pub struct Heir {
+    receiver: OwnedFd,
+    pub process: u32,
+    pub version: String,
 }
 
-/// Sends the sockets to the process that waits on `path` and waits until that process serves. Blocks.
+impl Heir {
+    /// Leaves everything to the new process: this one is to drain.
+    pub fn keep(self) {
+        // If it has ended in this moment, the sockets end with this process.
+        let _ = socket::send(self.receiver.as_raw_fd(), KEEP, MsgFlags::MSG_NOSIGNAL);
+    }
+}
+
+/// Looks for a process that waits on `path`, sends it the sockets and waits until it serves. `None`: there is none.
+/// Blocks.
 ///
 /// # Errors
 /// When a new process was there but did not come to serve; this one must go on.
-pub fn hand_over(path: &Path, sockets: &[(String, impl AsFd)]) -> io::Result<Handover> {
+pub fn hand_over(path: &Path, sockets: &[(String, impl AsFd)]) -> io::Result<Option<Heir>> {
     let Some(receiver) = connect(path)? else {
-        return Ok(Handover::Nobody);
+        return Ok(None);
+    };
+    check_peer(&receiver, None)?;
+    pass(receiver, sockets, None, Instant::now() + WAIT_FOR_READY).map(Some)
+}
+
+/// Sends the sockets, and waits until the process at the other end of `receiver` serves and seems to go on doing so.
+/// Blocks.
+///
+/// # Errors
+/// When it does not come to serve; this one must go on.
+pub fn pass(
+    receiver: OwnedFd,
+    sockets: &[(String, impl AsFd)],
+    stderr: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> io::Result<Heir> {
+    let send = |kind: u8, name: &str, fd: Option<BorrowedFd<'_>>| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        wait(receiver.as_fd(), PollFlags::POLLOUT, left)?;
+        send_one(receiver.as_fd(), kind, name.as_bytes(), fd)
     };
     for (name, fd) in sockets {
-        send_one(
-            receiver.as_fd(),
-            name.as_bytes(),
-            Some(fd.as_fd().as_raw_fd()),
-        )?;
+        send(kind::SOCKET, name, Some(fd.as_fd()))?;
     }
-    send_one(receiver.as_fd(), END, None)?;
-    wait_readable(receiver.as_fd(), WAIT_FOR_READY)?;
-    let mut word = [0; READY.len()];
+    if let Some(stderr) = stderr {
+        send(kind::STDERR, "", Some(stderr))?;
+    }
+    send(kind::END, "", None)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    wait(receiver.as_fd(), PollFlags::POLLIN, left)?;
+    let mut word = [0; MAX_MESSAGE];
     let n = socket::recv(receiver.as_raw_fd(), &mut word, MsgFlags::empty())?;
-    if &word[..n] != READY {
-        return Err(io::Error::other("the new process ended before it served"));
+    let (process, version) = parse_ready(&word[..n])
+        .ok_or_else(|| io::Error::other("the new process ended before it served"))?;
+    match wait(receiver.as_fd(), PollFlags::POLLIN, SETTLE) {
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => Ok(Heir {
+            receiver,
+            process,
+            version,
+        }),
+        Err(e) => Err(e),
+        // It has nothing more to say, so this is its end.
+        Ok(()) => Err(io::Error::other(
+            "the new process ended as soon as it served",
+        )),
     }
-    Ok(Handover::Done)
+}
+
+fn parse_ready(word: &[u8]) -> Option<(u32, String)> {
+    let mut words = std::str::from_utf8(word).ok()?.split(' ');
+    match (words.next()?, words.next()?, words.next()?) {
+        (READY, process, version) => Some((process.parse().ok()?, version.to_owned())),
+        _ => None,
+    }
 }
 
 fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
@@ -156,15 +311,20 @@ fn connect(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn send_one(to: BorrowedFd<'_>, name: &[u8], fd: Option<RawFd>) -> io::Result<()> {
+fn send_one(
+    to: BorrowedFd<'_>,
+    kind: u8,
+    name: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let fd = fd.map(|fd| fd.as_raw_fd());
     let fds = fd.as_slice();
     let rights = [ControlMessage::ScmRights(fds)];
     let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-    // An empty message would look like the end of the stream, so each starts with a byte of its own.
-    let parts = [IoSlice::new(b"s"), IoSlice::new(name)];
+    let kind = [kind];
     socket::sendmsg::<UnixAddr>(
         to.as_raw_fd(),
-        &parts,
+        &[IoSlice::new(&kind), IoSlice::new(name)],
         control,
         MsgFlags::MSG_NOSIGNAL,
         None,
@@ -172,8 +332,14 @@ fn send_one(to: BorrowedFd<'_>, name: &[u8], fd: Option<RawFd>) -> io::Result<()
     Ok(())
 }
 
-fn receive_one(from: BorrowedFd<'_>) -> io::Result<Option<(String, OwnedFd)>> {
-    let mut bytes = [0; MAX_NAME];
+enum Message {
+    Socket(String, OwnedFd),
+    Stderr(OwnedFd),
+    End,
+}
+
+fn receive_one(from: BorrowedFd<'_>) -> io::Result<Message> {
+    let mut bytes = [0; MAX_MESSAGE];
     let mut control = nix::cmsg_space!([RawFd; 1]);
     let (length, fd) = {
         let mut parts = [IoSliceMut::new(&mut bytes)];
@@ -190,14 +356,32 @@ fn receive_one(from: BorrowedFd<'_>) -> io::Result<Option<(String, OwnedFd)>> {
         (message.bytes, fd.map(own))
     };
     match (&bytes[..length], fd) {
-        ([b's', name @ ..], Some(fd)) => match std::str::from_utf8(name) {
-            Ok(name) => Ok(Some((name.to_owned(), fd))),
+        ([kind::SOCKET, name @ ..], Some(fd)) => match std::str::from_utf8(name) {
+            Ok(name) => Ok(Message::Socket(name.to_owned(), fd)),
             Err(_) => Err(io::ErrorKind::InvalidData.into()),
         },
-        (b"s", None) => Ok(None),
-        ([], _) => Err(io::ErrorKind::UnexpectedEof.into()),
+        ([kind::STDERR], Some(fd)) => Ok(Message::Stderr(fd)),
+        ([kind::END], None) => Ok(Message::End),
+        ([], _) => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the running process has let go",
+        )),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// The two ends between a process and the new one that it starts.
+///
+/// # Errors
+/// When the process is out of file descriptors.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let kind = SockType::SeqPacket;
+    Ok(socket::socketpair(
+        AddressFamily::Unix,
+        kind,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?)
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {
@@ -210,12 +394,12 @@ fn seqpacket() -> io::Result<OwnedFd> {
     )?)
 }
 
-fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<()> {
+fn wait(fd: BorrowedFd<'_>, what: PollFlags, limit: Duration) -> io::Result<()> {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], left) {
+        match poll(&mut [PollFd::new(fd, what)], left) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
@@ -235,45 +419,80 @@ fn own(fd: RawFd) -> OwnedFd {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+    use std::thread::{self, JoinHandle};
+
     use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("weir-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn send(path: &Path, sockets: usize) -> JoinHandle<io::Result<Option<Heir>>> {
+        let path = path.to_owned();
+        thread::spawn(move || {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let sockets: Vec<_> = (0..sockets)
+                .map(|i| (format!("unix:/with space/{i}"), file.as_fd()))
+                .collect();
+            hand_over(&path, &sockets)
+        })
+    }
 
     #[test]
     fn more_sockets_than_one_message_holds_change_hands() {
-        let dir = std::env::temp_dir().join(format!("weir-upgrade-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let dir = folder("upgrade");
         let path = dir.join("upgrade.sock");
-        let receiver = Receiver::listen(&path).unwrap();
-        let sender = std::thread::spawn({
-            let path = path.clone();
-            move || {
-                let file = std::fs::File::open("/dev/null").unwrap();
-                let sockets: Vec<_> = (0..600)
-                    .map(|i| (format!("unix:/with space/{i}"), file.as_fd()))
-                    .collect();
-                hand_over(&path, &sockets).unwrap()
-            }
-        });
-        let (sockets, successor) = receiver.receive().unwrap();
-        assert_eq!(sockets.len(), 600);
-        assert!(sockets.contains_key("unix:/with space/599"));
-        successor.ready().unwrap();
-        assert!(matches!(sender.join().unwrap(), Handover::Done));
+        std::fs::write(&path, "").unwrap();
+        assert!(
+            Receiver::listen(&path, None).is_err(),
+            "a file that is no socket stays"
+        );
+        std::fs::remove_file(&path).unwrap();
+        drop(Receiver::listen(&path, None).unwrap()); // leaves a socket that nobody listens on
+        let receiver = Receiver::listen(&path, None).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let error = Receiver::listen(&path, None).unwrap_err();
+        assert_eq!(error.to_string(), "another process waits there already");
+        let sender = send(&path, 600);
+        let taken = receiver.receive().unwrap();
+        assert_eq!(taken.sockets.len(), 600);
+        assert!(taken.sockets.contains_key("unix:/with space/599"));
+        taken.successor.ready().unwrap();
+        let heir = sender.join().unwrap().unwrap().expect("somebody waits");
+        assert_eq!(heir.process, std::process::id());
+        assert_eq!(heir.version, env!("CARGO_PKG_VERSION"));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
-    fn a_successor_that_dies_is_an_error_for_the_old_process() {
-        let dir = std::env::temp_dir().join(format!("weir-upgrade-dies-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+    fn successor_that_dies_is_an_error_for_the_old_process() {
+        let dir = folder("upgrade-dies");
         let path = dir.join("upgrade.sock");
-        let receiver = Receiver::listen(&path).unwrap();
-        let sender = std::thread::spawn({
-            let path = path.clone();
-            move || hand_over(&path, &[] as &[(String, OwnedFd)])
-        });
-        let (_, successor) = receiver.receive().unwrap();
-        drop(successor);
-        assert!(sender.join().unwrap().is_err());
+        for serves in [false, true] {
+            let receiver = Receiver::listen(&path, None).unwrap();
+            let sender = send(&path, 0);
+            let taken = receiver.receive().unwrap();
+            if serves {
+                taken.successor.ready().unwrap();
+            }
+            drop(taken);
+            assert!(sender.join().unwrap().is_err());
+        }
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn word_of_a_successor_is_read() {
+        assert_eq!(
+            parse_ready(b"ready 17 0.2.0"),
+            Some((17, "0.2.0".to_owned()))
+        );
+        for nonsense in [&b""[..], b"ready", b"ready x 1", b"keep 1 1", b"\xff"] {
+            assert_eq!(parse_ready(nonsense), None);
+        }
     }
 }

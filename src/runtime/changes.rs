@@ -52,6 +52,13 @@ impl fmt::Display for Changes {
 }
 
 impl Changes {
+    /// Adds keys that only the start of a process reads.
+    pub fn at_start(&mut self, keys: &[&str]) {
+        for key in keys {
+            self.push(Kind::Changed, *key);
+        }
+    }
+
     /// What is different in `new`, except for what only the start of a process reads.
     pub fn between(old: &Config, new: &Config) -> Changes {
         let mut changes = Changes::default();

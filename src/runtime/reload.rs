@@ -114,6 +114,8 @@ pub struct Prepared {
     pub warnings: Issues,
     /// What is different from the one that runs.
     pub changes: Changes,
+    /// Keys that differ and that only a new process can take: this one must not go live with the rest.
+    pub start_only: Vec<&'static str>,
     config: Config,
 }
 
@@ -138,8 +140,8 @@ impl Reloader {
     /// Makes the next snapshot of what the file says now. Reads files and looks names up: blocks.
     ///
     /// # Errors
-    /// All that is wrong in the file, or keys that only a new process can take.
-    pub fn prepare(&self) -> Result<Prepared, Issues> {
+    /// All that is wrong in the file, and keys that only a new process can take, unless there `can_be_one`.
+    pub fn prepare(&self, can_be_one: bool) -> Result<Prepared, Issues> {
         let live = self.live.load();
         let Loaded {
             config,
@@ -147,22 +149,25 @@ impl Reloader {
             warnings,
             sources,
         } = load(&self.source, Some(&live))?;
-        let mut refused = Issues::default();
-        for key in self.boot.differences(&plan.boot) {
-            refused
-                .error(&At::Root.key(key), "cannot change while running")
-                .hint("start the new process with `weir -u -d`, then send QUIT to this one");
-        }
-        if refused.has_errors() {
+        let start_only = self.boot.differences(&plan.boot);
+        if !can_be_one && !start_only.is_empty() {
+            let mut refused = Issues::default();
+            for key in start_only {
+                refused
+                    .error(&At::Root.key(key), "cannot change while running")
+                    .hint("restart weir: no new process can take over from this one");
+            }
             refused.locate(&sources);
             return Err(refused);
         }
         let mut changes = Changes::between(&self.config.lock(), &config);
+        changes.at_start(&start_only);
         changes.in_certificates(&live.certificates, &plan.snapshot.certificates);
         Ok(Prepared {
             snapshot: plan.snapshot,
             warnings,
             changes,
+            start_only,
             config,
         })
     }

@@ -1,0 +1,312 @@
+//! Bringing up the next process beside this one, by command or by hand, and watching it until it serves.
+//!
+//! Everything here happens on a thread of its own, while this process serves as if nothing were happening.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::socket::{Shutdown, shutdown};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::daemon::PidFile;
+use super::systemd;
+use super::upgrade::{self, Heir};
+use crate::net::bind::ListenSocket;
+
+/// How much of what a new process says is told when it fails.
+const LAST_LINES: usize = 30;
+/// How long a process that has let go of the sockets may take to end.
+const TO_END: Duration = Duration::from_secs(1);
+
+/// The listening sockets, by address.
+pub type Sockets = Vec<(String, ListenSocket)>;
+
+/// How the next process is started.
+pub struct Swapper {
+    /// This program, as the one who replaces it would name it.
+    pub program: PathBuf,
+    pub file: PathBuf,
+    /// Whether this process is in the background, by its command line.
+    pub background: bool,
+    /// Where one that is started by hand waits.
+    pub upgrade_sock: PathBuf,
+    pub pid_file: Option<Arc<PidFile>>,
+}
+
+/// Why there is no new process; this one goes on.
+#[derive(Debug)]
+pub struct Failed {
+    pub reason: String,
+    /// The last that the new process wrote to standard error.
+    pub last_words: Vec<String>,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// A new process that is on its way.
+pub struct Swap {
+    /// `None`: nobody waits on `upgrade_sock`.
+    outcome: oneshot::Receiver<Result<Option<Heir>, Failed>>,
+    leash: Option<Arc<Leash>>,
+}
+
+/// Ends a new process that is not wanted any more.
+struct Leash {
+    socket: OwnedFd,
+    pulled: AtomicBool,
+}
+
+impl Swap {
+    /// Ends when the new process serves or has failed.
+    pub async fn outcome(&mut self) -> Result<Option<Heir>, Failed> {
+        let failed = |_| Failed::because("the thread that watches the new process has ended");
+        (&mut self.outcome).await.unwrap_or_else(|e| Err(failed(e)))
+    }
+
+    /// Gives up, and returns when a process that this one started has ended.
+    pub async fn abort(mut self) {
+        let Some(leash) = &self.leash else {
+            // One that was started by hand ends by itself, when it gets no sockets.
+            return;
+        };
+        leash.pulled.store(true, Ordering::Release);
+        // Whoever waits for a word of the new process learns that there will be none.
+        let _ = shutdown(leash.socket.as_raw_fd(), Shutdown::Both);
+        let _ = self.outcome().await;
+    }
+}
+
+impl Swapper {
+    /// Starts `program`, by default this one as it is on disk now, and has it take the sockets over.
+    ///
+    /// # Errors
+    /// When this process is out of file descriptors or threads.
+    pub fn start(
+        &self,
+        program: Option<PathBuf>,
+        sockets: Sockets,
+        limit: Duration,
+    ) -> io::Result<Swap> {
+        let (ours, theirs) = upgrade::pair()?;
+        let leash = Arc::new(Leash {
+            socket: ours.try_clone()?,
+            pulled: AtomicBool::new(false),
+        });
+        let program = program.unwrap_or_else(|| self.program.clone());
+        let mut arguments = vec!["-c".into(), self.file.clone().into_os_string(), "-u".into()];
+        if self.background {
+            arguments.push("-d".into());
+        }
+        log::info!("starting {} to take over", program.display());
+        let birth = Birth {
+            program,
+            arguments,
+            leash: leash.clone(),
+            limit,
+        };
+        let outcome = on_a_thread(move || birth.attend(ours, theirs, &sockets).map(Some))?;
+        Ok(Swap {
+            outcome,
+            leash: Some(leash),
+        })
+    }
+
+    /// Looks for a process that was started by hand, and has it take the sockets over.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub fn find(&self, sockets: Sockets) -> io::Result<Swap> {
+        let path = self.upgrade_sock.clone();
+        let outcome = on_a_thread(move || {
+            upgrade::hand_over(&path, &sockets).map_err(|e| Failed::because(e.to_string()))
+        })?;
+        Ok(Swap {
+            outcome,
+            leash: None,
+        })
+    }
+
+    /// Leaves everything to the new process.
+    pub fn keep(heir: Heir) {
+        // Before the new one is told: it speaks for itself then, and would not be listened to.
+        systemd::main_process(heir.process);
+        heir.keep();
+    }
+
+    /// Undoes what a new process has done before it failed.
+    pub fn go_on(&self) {
+        if let Some(pid_file) = &self.pid_file
+            && let Err(e) = pid_file.reclaim()
+        {
+            log::warn!("cannot write the pid file: {e}");
+        }
+    }
+}
+
+fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<oneshot::Receiver<T>> {
+    let (done, outcome) = oneshot::channel();
+    thread::Builder::new()
+        .name("swap".to_owned())
+        .spawn(move || done.send(work()).ok())?;
+    Ok(outcome)
+}
+
+impl Failed {
+    fn because(reason: impl Into<String>) -> Failed {
+        Failed {
+            reason: reason.into(),
+            last_words: Vec::new(),
+        }
+    }
+}
+
+/// A new process from its start until it serves.
+struct Birth {
+    program: PathBuf,
+    arguments: Vec<std::ffi::OsString>,
+    leash: Arc<Leash>,
+    limit: Duration,
+}
+
+impl Birth {
+    fn attend(self, ours: OwnedFd, theirs: OwnedFd, sockets: &Sockets) -> Result<Heir, Failed> {
+        let deadline = Instant::now() + self.limit;
+        let (mut child, words) = self
+            .spawn(theirs)
+            .map_err(|e| Failed::because(format!("{e:#}")))?;
+        let stderr = io::stderr();
+        let error = match upgrade::pass(ours, sockets, Some(stderr.as_fd()), deadline) {
+            Ok(heir) => return Ok(heir),
+            Err(e) => e,
+        };
+        let patience = match error.kind() {
+            _ if self.leash.pulled.load(Ordering::Acquire) => Duration::ZERO,
+            io::ErrorKind::TimedOut => Duration::ZERO,
+            _ => TO_END,
+        };
+        let ended = end(&mut child, patience);
+        let reason = match ended {
+            Ok(Some(status)) => format!("the new process ended before it served: {status}"),
+            _ if self.leash.pulled.load(Ordering::Acquire) => {
+                "this process was told to end".to_owned()
+            }
+            _ if error.kind() == io::ErrorKind::TimedOut => {
+                format!("the new process did not serve within {:?}", self.limit)
+            }
+            _ => error.to_string(),
+        };
+        Err(Failed {
+            reason,
+            last_words: words.last(),
+        })
+    }
+
+    fn spawn(&self, theirs: OwnedFd) -> anyhow::Result<(Child, Words)> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .stdin(theirs)
+            .stderr(Stdio::piped());
+        for variable in systemd::OF_THIS_PROCESS {
+            command.env_remove(variable);
+        }
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", self.program.display()))?;
+        // With it goes the other end of the pair: only the child has it now.
+        drop(command);
+        let stderr = child
+            .stderr
+            .take()
+            .context("its standard error is a pipe")?;
+        Ok((child, Words::listen(stderr)?))
+    }
+}
+
+/// Waits until a process has ended, and ends it if it takes longer than `patience`. `None`: it had to be ended.
+fn end(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(None)
+}
+
+/// What a new process writes to standard error until it has that of this one: passed on, and the end of it kept.
+struct Words {
+    last: Arc<Mutex<VecDeque<String>>>,
+    silence: mpsc::Receiver<()>,
+}
+
+impl Words {
+    fn listen(stderr: ChildStderr) -> io::Result<Words> {
+        let last = Arc::new(Mutex::new(VecDeque::new()));
+        let (end, silence) = mpsc::channel();
+        let kept = last.clone();
+        thread::Builder::new()
+            .name("swap-stderr".to_owned())
+            .spawn(move || {
+                // Dropped at the end.
+                let _end: mpsc::Sender<()> = end;
+                for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                    let line = String::from_utf8_lossy(&line).into_owned();
+                    let _ = writeln!(io::stderr(), "{line}");
+                    let mut kept = kept.lock();
+                    if kept.len() == LAST_LINES {
+                        kept.pop_front();
+                    }
+                    kept.push_back(line);
+                }
+            })?;
+        Ok(Words { last, silence })
+    }
+
+    /// The last lines, once the process has ended. Not for ever: it may have left somebody behind who could still write.
+    fn last(self) -> Vec<String> {
+        let _ = self.silence.recv_timeout(TO_END);
+        std::mem::take(&mut *self.last.lock()).into()
+    }
+}
+
+/// The file that this program was started from. Not what it is a link to, and not where that file may have been moved:
+/// whoever replaces the program puts the next one in its place.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn program() -> io::Result<PathBuf> {
+    let running = std::env::current_exe()?;
+    let named = std::env::args_os().next().map(PathBuf::from);
+    // A bare name was found in PATH, and any name may be a fancy of whoever started this process.
+    let named = named.filter(|name| name.components().count() > 1 && is_same_file(name, &running));
+    named.map_or(Ok(running), std::path::absolute)
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
+}
