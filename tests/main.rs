@@ -44,4 +44,5 @@ mod admin; // status, reload, drain, stop
 mod logs; // access log, error log, reopening
 mod reload;
 mod shutdown;
+mod systemd; // notifications, sockets given, the units; process 1 of a container
 mod upgrade;

@@ -81,8 +81,12 @@ impl Client {
 
     /// # Errors
     /// As above.
-    pub fn reload(&self, dry_run: bool) -> Result<Reloaded, Failure> {
-        let query = if dry_run { "?dry_run=true" } else { "" };
+    pub fn reload(&self, dry_run: bool, upgrade: bool) -> Result<Reloaded, Failure> {
+        let query = match (dry_run, upgrade) {
+            (true, _) => "?dry_run=true",
+            (false, true) => "?upgrade=true",
+            (false, false) => "",
+        };
         // Names may be slow to resolve.
         self.ask("POST", &format!("/reload{query}"), None)
     }

@@ -9,7 +9,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /status` | [`Status`](crate::runtime::status::Status), as from a `status` action |
-//! | `POST /reload` | [`Reloaded`]; with `?dry_run=true` nothing changes |
+//! | `POST /reload` | [`Reloaded`]; with `?dry_run=true` nothing changes; with `?upgrade=true` a program that was replaced on disk takes over |
 //! | `POST /upgrade` | [`Upgraded`]: a new process has taken over; with `?binary=PATH` another program, with `&timeout=60s` a limit |
 //! | `POST /pools/POOL/members/MEMBER/drain` | [`Drained`]: no new requests, running ones end |
 //! | `POST /pools/POOL/members/MEMBER/undrain` | [`Drained`]: requests again |
@@ -44,6 +44,8 @@ pub use server::Endpoint;
 pub enum Order {
     Reload {
         dry_run: bool,
+        /// Where the program on disk was replaced, have that take over instead.
+        upgrade: bool,
         done: oneshot::Sender<Result<Reloaded, Refusal>>,
     },
     Upgrade {
@@ -100,7 +102,7 @@ pub struct Reloaded {
     /// Keys that changed and that only a new process can take.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub start_only: Vec<String>,
-    /// The process that has taken over for their sake.
+    /// The process that has taken over for their sake, or because its program is a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgraded: Option<Upgraded>,
     /// What is hardly meant in the file, as `weir check` prints it.

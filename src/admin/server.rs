@@ -147,9 +147,15 @@ impl Endpoint {
             (["status"], "GET" | "HEAD", None) => {
                 Answer::yes(Status::of(&self.live, SystemTime::now()).to_json())
             }
-            (["reload"], "POST", query @ (None | Some("dry_run=true"))) => {
-                let dry_run = query.is_some();
-                self.order(|done| Order::Reload { dry_run, done }).await
+            (["reload"], "POST", query @ (None | Some("dry_run=true" | "upgrade=true"))) => {
+                let (dry_run, upgrade) =
+                    (query == Some("dry_run=true"), query == Some("upgrade=true"));
+                self.order(|done| Order::Reload {
+                    dry_run,
+                    upgrade,
+                    done,
+                })
+                .await
             }
             (["upgrade"], "POST", query) => match parse_upgrade(query.unwrap_or_default()) {
                 Ok(wanted) => self.order(|done| Order::Upgrade { wanted, done }).await,

@@ -40,6 +40,9 @@ pub struct Reload {
     /// Only print what would change
     #[arg(long)]
     dry_run: bool,
+    /// Where the program was replaced on disk, have a new process of it take over, as `weir upgrade` does
+    #[arg(long, conflicts_with = "dry_run")]
+    upgrade: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -84,21 +87,25 @@ pub fn status(command: &Status, source: Option<&Source>) -> ExitCode {
 
 pub fn reload(command: &Reload, source: Option<&Source>) -> ExitCode {
     speak(&command.place, source, |client| {
-        let reloaded = client.reload(command.dry_run)?;
+        let reloaded = client.reload(command.dry_run, command.upgrade)?;
         eprint!("{}", reloaded.warnings);
+        if let Some(upgraded) = &reloaded.upgraded {
+            let reason = match reloaded.start_only.as_slice() {
+                [] => "the program on disk is a new one".to_owned(),
+                keys => format!("only a new process can take {}", keys.join(", ")),
+            };
+            print(&format!(
+                "{}{reason}:\n{}",
+                reloaded.changes,
+                receipt(upgraded)
+            ));
+            return Ok(());
+        }
         let changes = match reloaded.changes.0.is_empty() {
             true => "nothing is different\n".to_owned(),
             false => reloaded.changes.to_string(),
         };
         let file = reloaded.file;
-        if let Some(upgraded) = &reloaded.upgraded {
-            let keys = reloaded.start_only.join(", ");
-            let receipt = receipt(upgraded);
-            print(&format!(
-                "{changes}only a new process can take {keys}:\n{receipt}"
-            ));
-            return Ok(());
-        }
         print(&match reloaded.dry_run {
             true if !reloaded.start_only.is_empty() => format!(
                 "{changes}{file} is good; a reload would bring up a new process, for only that can take {}; \

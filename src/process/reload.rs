@@ -9,14 +9,21 @@ use crate::issue::Issues;
 use crate::runtime::reload::{Prepared, Reloader};
 use crate::runtime::{Snapshot, tasks};
 
-/// Reloads, or says why not; then nothing has changed. Either goes to the log as well. Where the answer has `start_only`
-/// keys, nothing has changed either: a new process is to take over. Without `can_swap` that is refused.
+/// What came of a good file.
+pub(super) enum Reload {
+    Done(Reloaded),
+    /// Nothing has changed: only a new process can take what it says.
+    NeedsProcess(Reloaded),
+}
+
+/// Reloads, or says why not; then nothing has changed. Either goes to the log as well. What only a new process can take is
+/// refused unless this one `can_swap` places with one.
 pub(super) fn reload(
     reloader: &Reloader,
     services: &[Handle],
     logs: &Logs,
     can_swap: bool,
-) -> Result<Reloaded, Refusal> {
+) -> Result<Reload, Refusal> {
     let refuse = |refusal: Refusal| {
         log::error!("reload failed: {}", refusal.error);
         refusal
@@ -30,14 +37,14 @@ pub(super) fn reload(
     if !reloaded.start_only.is_empty() {
         let keys = reloaded.start_only.join(", ");
         log::info!("only a new process can take what the file says for {keys}");
-        return Ok(reloaded);
+        return Ok(Reload::NeedsProcess(reloaded));
     }
     let generation = carry_out(prepared, reloader, services, logs).map_err(|e| {
         let error = format!("{e:#}; nothing has changed");
         refuse(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
     })?;
     log::info!("reloaded {}: generation {generation}", reloader.source());
-    Ok(reloaded)
+    Ok(Reload::Done(reloaded))
 }
 
 /// What a reload would come to.

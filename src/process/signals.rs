@@ -4,6 +4,7 @@
 //! Pingora waits for its shutdown signal here; when this returns, everything that could finish has finished, so the
 //! answer is always a fast shutdown: Pingora's graceful one sleeps for a fixed time and then cuts.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::daemon::Background;
 use super::logs::Logs;
+use super::reload::Reload;
 use super::service::Handle;
 use super::swap::{Failed, Swap, Swapper};
 use super::systemd;
 use super::upgrade::{Heir, Successor, WAIT_FOR_READY};
 use crate::admin::{self, Endpoint, Order, Orders, Process, Refusal, Reloaded, Upgrade, Upgraded};
+use crate::runtime::changes::Changes;
 use crate::runtime::reload::Reloader;
 
 /// How often a drain looks whether the last connection has ended.
@@ -126,7 +129,7 @@ impl Signals {
         let mut coming: Option<Coming> = None;
         loop {
             tokio::select! {
-                _ = hangup.recv() => coming = self.reload(coming, None).await,
+                _ = hangup.recv() => coming = self.reload(coming, false, None).await,
                 Some(order) = orders.recv() => match order {
                     Order::Stop => {
                         log::info!("told to stop: draining");
@@ -165,7 +168,7 @@ impl Signals {
                         && self.conclude(asked, outcome, sockets)
                     {
                         drop(orders);
-                        return self.leave(terminate, interrupt).await;
+                        return self.leave(true, terminate, interrupt).await;
                     }
                 }
                 _ = interrupt.recv() => {
@@ -183,16 +186,30 @@ impl Signals {
         if let Some(coming) = coming {
             coming.swap.abort().await;
         }
-        self.leave(terminate, interrupt).await
+        self.leave(false, terminate, interrupt).await
     }
 
-    async fn leave(&self, mut terminate: Arrivals, mut interrupt: Arrivals) -> std::io::Result<()> {
-        tokio::select! {
-            () = self.drain() => {}
-            _ = interrupt.recv() => log::info!("INT: ending now"),
-            _ = terminate.recv() => log::info!("TERM again: ending now"),
+    async fn leave(
+        &self,
+        has_heir: bool,
+        mut terminate: Arrivals,
+        mut interrupt: Arrivals,
+    ) -> std::io::Result<()> {
+        let mut drain = pin!(self.drain());
+        // A service manager tells all processes of a service to end: the first is meant for the new process, and this one
+        // is at it already.
+        let mut patient = has_heir;
+        loop {
+            tokio::select! {
+                () = &mut drain => return Ok(()),
+                _ = interrupt.recv() => log::info!("INT: ending now"),
+                _ = terminate.recv() => match std::mem::take(&mut patient) {
+                    true => continue,
+                    false => log::info!("TERM again: ending now"),
+                }
+            }
+            return Ok(());
         }
-        Ok(())
     }
 
     /// Says that this process serves, and begins to answer on the admin socket, if there is one.
@@ -244,10 +261,13 @@ impl Signals {
             Order::Reload {
                 dry_run: true,
                 done,
+                ..
             } => {
                 let _ = done.send(self.rehearse().await);
             }
-            Order::Reload { done, .. } => return self.reload(coming, Some(done)).await,
+            Order::Reload { upgrade, done, .. } => {
+                return self.reload(coming, upgrade, Some(done)).await;
+            }
             Order::Upgrade { wanted, done } => return self.upgrade(coming, wanted, done),
             Order::Drain {
                 pool,
@@ -272,6 +292,7 @@ impl Signals {
     async fn reload(
         &self,
         coming: Option<Coming>,
+        upgrade: bool,
         done: Option<oneshot::Sender<Result<Reloaded, Refusal>>>,
     ) -> Option<Coming> {
         // What came of it is in the log as well.
@@ -284,30 +305,50 @@ impl Signals {
             return coming;
         }
         systemd::reloading();
-        let (reloader, services) = (self.reloader.clone(), self.services.clone());
-        let (logs, can_swap) = (self.logs.clone(), self.cannot_swap().is_none());
-        let reload = move || super::reload::reload(&reloader, &services, &logs, can_swap);
-        match aside(reload).await {
-            Ok(reloaded) if !reloaded.start_only.is_empty() => {
-                match self.bring_up(&Upgrade::default()) {
-                    Ok((swap, sockets)) => {
-                        let asked = Asked::Reload(reloaded, done);
-                        return Some(Coming {
-                            swap,
-                            asked,
-                            sockets,
-                        });
-                    }
-                    Err(refusal) => {
-                        log::error!("reload failed: {}", refusal.error);
-                        answer(done, Err(refusal));
-                    }
+        let can_swap = self.cannot_swap().is_none();
+        let is_replaced = || self.swapper.as_ref().is_some_and(Swapper::is_replaced);
+        let outcome = if upgrade && can_swap && is_replaced() {
+            // What the file may say is up to the new program.
+            Ok(self.by_a_new_program())
+        } else {
+            let (reloader, services) = (self.reloader.clone(), self.services.clone());
+            let logs = self.logs.clone();
+            aside(move || super::reload::reload(&reloader, &services, &logs, can_swap)).await
+        };
+        match outcome {
+            Ok(Reload::NeedsProcess(reloaded)) => match self.bring_up(&Upgrade::default()) {
+                Ok((swap, sockets)) => {
+                    let asked = Asked::Reload(reloaded, done);
+                    return Some(Coming {
+                        swap,
+                        asked,
+                        sockets,
+                    });
                 }
-            }
-            outcome => answer(done, outcome),
+                Err(refusal) => {
+                    log::error!("reload failed: {}", refusal.error);
+                    answer(done, Err(refusal));
+                }
+            },
+            Ok(Reload::Done(reloaded)) => answer(done, Ok(reloaded)),
+            Err(refusal) => answer(done, Err(refusal)),
         }
         systemd::ready();
         None
+    }
+
+    fn by_a_new_program(&self) -> Reload {
+        log::info!("the program on disk is a new one");
+        Reload::NeedsProcess(Reloaded {
+            file: self.reloader.source().to_string(),
+            dry_run: false,
+            // That of a process which has just begun.
+            generation: 1,
+            changes: Changes::default(),
+            start_only: Vec::new(),
+            upgraded: None,
+            warnings: String::new(),
+        })
     }
 
     fn upgrade(
@@ -513,11 +554,13 @@ pub fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// Process 1 starts none itself: all that end here are orphans.
+/// Process 1 starts none itself: all that end here are orphans, some perhaps before this process was ready for them.
 async fn reap_orphans(mut ended: Arrivals) {
-    while ended.recv().await.is_some() {
-        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive)
-        {
+    loop {
+        let reaped = || waitpid(None, Some(WaitPidFlag::WNOHANG));
+        while matches!(reaped(), Ok(status) if status != WaitStatus::StillAlive) {}
+        if ended.recv().await.is_none() {
+            return;
         }
     }
 }

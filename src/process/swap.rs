@@ -141,6 +141,12 @@ impl Swapper {
         })
     }
 
+    /// Whether there is another program now where this one was started from. Not while there is none: whoever replaces it
+    /// in two steps is in between.
+    pub fn is_replaced(&self) -> bool {
+        self.program.exists() && !is_same_file(&self.program, Path::new("/proc/self/exe"))
+    }
+
     /// Leaves everything to the new process.
     pub fn keep(heir: Heir) {
         // Before the new one is told: it speaks for itself then, and would not be listened to.

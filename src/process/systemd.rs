@@ -21,6 +21,10 @@ pub type Given = BTreeMap<String, OwnedFd>;
 /// When the variables that tell of them make no sense, or several have the same name.
 pub fn sockets() -> anyhow::Result<Given> {
     let mut given = Given::new();
+    // Those of another process, from which the variables came down to this one, are not here.
+    if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
+        return Ok(given);
+    }
     #[expect(unsafe_code, reason = "no child of this process is to believe them")]
     // SAFETY: no other thread exists yet that could read the environment.
     let named = unsafe { sd_notify::listen_fds_with_names_and_unset_env() };

@@ -476,19 +476,23 @@ impl Setup {
 
     /// Starts weir with `arguments` (in which `{name}` is replaced as in documents), without waiting for anything.
     pub fn launch(&self, arguments: &[&str]) -> Process {
+        let mut command = Command::new(BINARY);
+        command.args(arguments.iter().map(|argument| self.render(argument)));
+        self.launch_command(command.stdin(Stdio::null()).stdout(self.log()))
+    }
+
+    /// Starts a program in the folder; what it says goes where weir's errors go.
+    pub fn launch_command(&self, command: &mut Command) -> Process {
+        let command = command.current_dir(&self.dir).stderr(self.log());
+        Process(command.spawn().expect("start a program"))
+    }
+
+    fn log(&self) -> File {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir.join(STDERR));
-        let log = log.expect("open the log");
-        let child = Command::new(BINARY)
-            .args(arguments.iter().map(|argument| self.render(argument)))
-            .current_dir(&self.dir)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("duplicate the log"))
-            .stderr(log)
-            .spawn();
-        Process(child.expect("start weir"))
+        log.expect("open the log")
     }
 
     /// All that went to the error log (standard error, unless the document names a file).
@@ -530,8 +534,8 @@ impl Drop for Setup {
     }
 }
 
-const BINARY: &str = env!("CARGO_BIN_EXE_weir");
-const CONFIG: &str = "weir.yaml";
+pub const BINARY: &str = env!("CARGO_BIN_EXE_weir");
+pub const CONFIG: &str = "weir.yaml";
 /// What weir prints goes here.
 const STDERR: &str = "stderr.log";
 
