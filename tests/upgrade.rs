@@ -11,7 +11,7 @@ use crate::harness::client::{Connection, get};
 use crate::harness::load::{Kind, Load};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually, value_within};
-use crate::harness::{Run, Setup, Weir, one_site};
+use crate::harness::{BINARY, Run, Setup, Weir, one_site};
 
 const DOCUMENT: &str = "
     listeners:
@@ -264,7 +264,7 @@ fn new_process_that_fails_changes_nothing() {
     let slow = [&next[..], &["--timeout", "300ms"]].concat();
     fails(&slow, "did not serve within 300ms", "");
     // who takes the sockets, says that it serves, and crashes
-    let (program, pid) = (env!("CARGO_BIN_EXE_weir"), weir.pid());
+    let (program, pid) = (BINARY, weir.pid());
     let crash = format!(
         "exec 3<&0\n{program} \"$@\" <&3 3<&- & exec 3<&-\n\
          while [ \"$(cat weir.pid)\" = {pid} ]; do sleep 0.01; done\n\
@@ -295,7 +295,7 @@ fn one_upgrade_at_a_time_and_an_end_ends_it() {
     let next = script(weir.setup(), "touch begun; exec sleep 60");
     let first = std::thread::spawn({
         let arguments = ["upgrade", "-c", "weir.yaml", "--binary", &next].map(str::to_owned);
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_weir"));
+        let mut command = std::process::Command::new(BINARY);
         command.args(arguments).current_dir(weir.dir());
         move || command.output().expect("run weir")
     });
@@ -321,10 +321,66 @@ fn one_upgrade_at_a_time_and_an_end_ends_it() {
 }
 
 #[test]
+fn hundreds_of_sockets_and_names_with_blanks_change_hands() {
+    let setup = Setup::new();
+    let path = |number: usize| setup.dir().join(format!("a folder/{number} .sock"));
+    fs::create_dir(setup.dir().join("a folder")).expect("make a folder");
+    let binds: Vec<_> = (0..600)
+        .map(|number| format!("'unix:{}'", path(number).display()))
+        .collect();
+    setup.write_config(&format!(
+        "listeners: {{ http: {{ bind: [{}] }} }}\n{}",
+        binds.join(", "),
+        "sites: { main: { hosts: ['*'], routes: [{ respond: { body: here } }] } }\n"
+    ));
+    let script = format!("ulimit -n 4096; exec {BINARY} -c weir.yaml");
+    let mut command = std::process::Command::new("sh");
+    let mut old = setup.launch_command(command.args(["-c", &script]));
+    eventually(PATIENCE, || setup.dir().join("weir.pid").exists());
+    let run = order(&setup, &[]);
+    assert_eq!(run.status, 0, "{run:?}");
+    assert!(run.stdout.contains(": 601 sockets handed over"), "{run:?}");
+    assert!(old.wait().expect("the old process ends").success());
+    for number in [0, 299, 599] {
+        let connection = Connection::unix(&path(number));
+        let answer = connection.expect("it listens").fetch(&get("/"));
+        assert_eq!(answer.expect("an answer").text(), "here");
+    }
+    let new = Daemon::find(&setup);
+    new.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !new.is_running());
+}
+
+#[test]
+fn daemon_that_cannot_serve_says_so_and_a_stale_pid_file_is_no_obstacle() {
+    let setup = Setup::new();
+    setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
+    let taken = std::net::TcpListener::bind(("127.0.0.1", setup.port("http"))).expect("a port");
+    setup.write("weir.pid", "1\n");
+    let run = setup.run(&["-d", "-c", "weir.yaml"]);
+    assert_eq!(run.status, 3, "{run:?}");
+    assert!(
+        run.stderr.contains("cannot listen on 127.0.0.1:"),
+        "{run:?}"
+    );
+    assert_eq!(setup.read("weir.pid"), "1\n", "it is not this one's");
+    drop(taken);
+    let run = setup.run(&["-d", "-c", "weir.yaml"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    assert_ne!(setup.read("weir.pid"), "1\n");
+    let daemon = Daemon::find(&setup);
+    // that of another process is left alone
+    setup.write("weir.pid", "1\n");
+    daemon.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !daemon.is_running());
+    assert_eq!(setup.read("weir.pid"), "1\n");
+}
+
+#[test]
 fn program_that_was_replaced_on_disk_is_the_next_one() {
     let setup = Setup::new();
     let program = setup.dir().join("weir with a blank");
-    fs::copy(env!("CARGO_BIN_EXE_weir"), &program).expect("copy the program");
+    fs::copy(BINARY, &program).expect("copy the program");
     setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
     let mut command = std::process::Command::new(&program);
     let log = fs::File::create(setup.dir().join("stderr.log")).expect("a log");
@@ -345,6 +401,11 @@ fn program_that_was_replaced_on_disk_is_the_next_one() {
     });
     let run = run.expect("the new file was started");
     assert!(run.stderr.contains("replaced\n"), "{run:?}");
+    let reload =
+        |arguments: &[&str]| setup.run(&[&["reload", "-c", "weir.yaml"], arguments].concat());
+    let run = reload(&["--upgrade"]);
+    assert!(run.stderr.contains("replaced\n"), "{run:?}");
+    assert_eq!((run.status, reload(&[]).status), (3, 0), "{run:?}");
     let pid = i32::try_from(first.id()).expect("a pid");
     signal::kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is there");
     assert!(first.wait().expect("it is ours").success());
@@ -404,6 +465,90 @@ fn reload_of_keys_that_only_a_new_process_can_take_brings_one_up() {
     assert!(weir.wait().success());
     new.signal(Signal::SIGTERM);
     eventually(PATIENCE, || !new.is_running());
+}
+
+#[test]
+fn of_root_only_the_right_to_low_ports_is_kept() {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: who is not root cannot become another user");
+        return;
+    }
+    let user = nix::unistd::User::from_name("nobody");
+    let user = user.expect("users are known").expect("there is `nobody`");
+    let setup = Setup::new();
+    // an address of this test alone: low ports cannot be reserved
+    let document = |binds: &str| {
+        format!("user: nobody\nlisteners: {{ http: {{ bind: [{binds}] }} }}\n")
+            + "log: { access: { file: '{dir}/access.log' }, error: { file: '{dir}/error.log' } }\n"
+            + "sites: { main: { hosts: ['*'], routes: [{ respond: { body: here } }] } }\n"
+    };
+    let first = "'127.0.0.1:{http}', '127.83.7.1:81'";
+    setup.write_config(&document(first));
+    nix::unistd::chown(setup.dir(), Some(user.uid), None).expect("give the folder away");
+    let mut parent = setup.spawn(&["-d"]);
+    assert!(
+        parent.wait().expect("the parent ends").success(),
+        "{}",
+        setup.error_log()
+    );
+    let old = Daemon::find(&setup);
+    assert_unprivileged(&old, &user);
+    // opened by whoever is no longer root
+    setup.write_config(&document(&format!("{first}, '127.83.7.2:82'")));
+    let run = setup.run(&["reload", "-c", "weir.yaml"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let serves = |address: &str| {
+        let connection = Connection::tcp(address.parse().expect("an address"));
+        let answer = connection.expect("it listens").fetch(&get("/"));
+        assert_eq!(answer.expect("an answer").text(), "here");
+    };
+    serves("127.83.7.2:82");
+    fs::rename(setup.dir().join("access.log"), setup.dir().join("access.1")).expect("rotate");
+    old.signal(Signal::SIGUSR1);
+    eventually(PATIENCE, || setup.dir().join("access.log").exists());
+    let run = order(&setup, &[]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let new = Daemon::find(&setup);
+    assert_unprivileged(&new, &user);
+    eventually(PATIENCE, || !old.is_running());
+    for address in ["127.83.7.1:81", "127.83.7.2:82"] {
+        serves(address);
+    }
+    // by hand, as root: the running process, which is not, finds the socket
+    let mut parent = setup.spawn(&["-u", "-d"]);
+    assert!(parent.wait().expect("the parent ends").success());
+    new.signal(Signal::SIGQUIT);
+    eventually(PATIENCE, || !new.is_running());
+    let last = Daemon::find(&setup);
+    assert_ne!(last.pid, new.pid);
+    assert_unprivileged(&last, &user);
+    last.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !last.is_running());
+    assert!(!setup.dir().join("weir.pid").exists());
+}
+
+/// Every thread is `user`'s, and may at most open low ports.
+fn assert_unprivileged(daemon: &Daemon, user: &nix::unistd::User) {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid)).expect("it runs");
+    assert!(status.contains("CapEff:\t0000000000000400\n"), "{status}");
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("it runs");
+    for thread in threads {
+        let status = thread.expect("a thread").path().join("status");
+        let status = fs::read_to_string(status).unwrap_or_default();
+        for line in status.lines() {
+            let (key, value) = line.split_once(":\t").unwrap_or_default();
+            match key {
+                "Uid" => assert_eq!(value, format!("{0}\t{0}\t{0}\t{0}", user.uid)),
+                "CapPrm" | "CapEff" | "CapInh" | "CapAmb" => {
+                    assert!(
+                        ["0000000000000000", "0000000000000400"].contains(&value),
+                        "{line}"
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// How many children a process has, the dead ones included.

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -96,6 +96,13 @@ pub struct Settings {
     level: LevelFilter,
     file: Option<PathBuf>,
     format: Format,
+}
+
+impl Settings {
+    /// `None` for standard error.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
 }
 
 impl Default for Settings {

@@ -40,6 +40,18 @@ pub struct Compiled {
     pub access: Option<AccessLog>,
 }
 
+impl Compiled {
+    /// The files that are written.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let access = self.access.as_ref().map(AccessLog::destination);
+        let access = access.and_then(|destination| match destination {
+            writer::Destination::File(path) => Some(path.as_path()),
+            writer::Destination::Stdout => None,
+        });
+        self.error.file().into_iter().chain(access)
+    }
+}
+
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Compiled> {
         let error = self.error.compile(&at.key("error"), b);

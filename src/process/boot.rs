@@ -52,6 +52,10 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
     // Before any thread exists, which would take them otherwise.
     signals::hold()?;
     let logs = Logs::start(&snapshot.log)?;
+    let output = background.as_ref().map(|_| boot.error_log.as_path());
+    for file in snapshot.log.files().chain(output) {
+        daemon::give(file, boot.user.as_deref())?;
+    }
     let mut debut = Debut {
         background,
         ..Debut::default()

@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::prctl;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{self, ForkResult, Gid, Group, Uid, User};
@@ -202,15 +204,24 @@ fn keep_low_ports() -> Result<(), CapsError> {
     caps::raise(None, CapSet::Ambient, LOW_PORTS)
 }
 
-/// Makes a file that of `user`, as whom this process goes on.
+/// Makes a file, or a socket, that of `user`, as whom this process goes on: to write it again, and so that the next
+/// process can. Nothing where nobody but root could.
 ///
 /// # Errors
-/// When there is no such user, or this process may not.
+/// When there is no such user, or root may not.
 pub fn give(path: &Path, user: Option<&str>) -> anyhow::Result<()> {
     let Some(user) = user.map(find_user).transpose()? else {
         return Ok(());
     };
-    unistd::chown(path, Some(user.uid), None)
+    // The folder may be that user's, who must not get what a link there leads to. Nor is `/dev/null` for anybody.
+    let file = fs::symlink_metadata(path).ok();
+    let is_own =
+        |file: fs::Metadata| (file.is_file() && file.nlink() == 1) || file.file_type().is_socket();
+    if !Uid::effective().is_root() || !file.is_some_and(is_own) {
+        return Ok(());
+    }
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+    unistd::fchownat(AT_FDCWD, path, Some(user.uid), None, flags)
         .with_context(|| format!("cannot give `{}` to user `{}`", path.display(), user.name))
 }
 

@@ -416,10 +416,11 @@ impl Signals {
     fn sockets(&self) -> std::io::Result<super::swap::Sockets> {
         let mut sockets = Vec::new();
         if let Some(admin) = &self.admin {
-            sockets.extend(admin.endpoint.socket()?);
+            let socket = admin.endpoint.socket()?;
+            sockets.extend(socket.map(|(name, socket)| (name, Arc::new(socket))));
         }
         for service in &self.services {
-            sockets.extend(service.sockets()?);
+            sockets.extend(service.sockets());
         }
         Ok(sockets)
     }

@@ -30,7 +30,7 @@ const LAST_LINES: usize = 30;
 const TO_END: Duration = Duration::from_secs(1);
 
 /// The listening sockets, by address.
-pub type Sockets = Vec<(String, ListenSocket)>;
+pub type Sockets = Vec<(String, Arc<ListenSocket>)>;
 
 /// How the next process is started.
 pub struct Swapper {
