@@ -26,12 +26,13 @@ pub struct Config {
     pub version: Option<Version>,
     /// Worker threads of each service: a number, or `auto` (default) for one per CPU. nginx: `worker_processes`.
     pub threads: Threads,
-    /// File to hold the process id. Default: none in the foreground, `/tmp/weir.pid` with `-d`. nginx: `pid`.
+    /// File to hold the process id. Default: none, or `/tmp/weir.pid` with `daemon: true`. nginx: `pid`.
     pub pid_file: Option<PathBuf>,
     /// Unix socket over which a new process (`weir -u`) takes the listening sockets of the running one. Default:
     /// beside `pid_file`, or `/tmp/weir_upgrade.sock`.
     pub upgrade_sock: Option<PathBuf>,
-    /// User to run as once the sockets are bound; needs root to start with. nginx: `user`.
+    /// User to run as once the sockets are bound; needs root to start with, of whose rights only that to ports below 1024 is
+    /// kept. nginx: `user`.
     pub user: Option<String>,
     /// Group to run as. Default: the user's.
     pub group: Option<String>,
@@ -68,7 +69,7 @@ pub struct Config {
     /// Companion static-file services: own listeners, own Pingora service, nothing but files.
     #[serde(rename = "static")]
     pub statics: IndexMap<String, Static>,
-    /// The socket over which `weir status`, `reload`, `drain`, `undrain` and `stop` speak to this process, or `off`.
+    /// The socket over which `weir status`, `reload`, `upgrade`, `drain`, `undrain` and `stop` speak to this process, or `off`.
     /// Default: `admin.sock` beside `pid_file`; without a `pid_file`, off.
     pub admin: Option<OrOff<Admin>>,
 }

@@ -39,8 +39,8 @@ pub use stream::{Connection, TlsFacts};
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where to listen: `0.0.0.0:8080`, `[::]:8080`, `:8080` (all IPv4 and IPv6 addresses), `unix:/path`; one or a
-    /// list. nginx: `listen`.
+    /// Where to listen: `0.0.0.0:8080`, `[::]:8080`, `:8080` (all IPv4 and IPv6 addresses), `unix:/path`,
+    /// `systemd:NAME` (a socket that the service manager opens); one or a list. nginx: `listen`.
     pub bind: OneOrMany<Bind>,
     /// Serve TLS here. Absent: plain. nginx: `listen ... ssl`.
     pub tls: Option<crate::tls::ListenerConfig>,
