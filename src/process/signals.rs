@@ -88,6 +88,12 @@ struct Coming {
     sockets: usize,
 }
 
+/// What this process does once the new one serves or has failed.
+enum Next {
+    GoOn,
+    Leave { has_heir: bool },
+}
+
 /// Who asked for it.
 enum Asked {
     /// QUIT: this process is to end in any case but a failure.
@@ -164,11 +170,10 @@ impl Signals {
                     }
                 },
                 outcome = outcome(&mut coming) => {
-                    if let Some(Coming { asked, sockets, .. }) = coming.take()
-                        && self.conclude(asked, outcome, sockets)
-                    {
+                    let concluded = coming.take().map(|coming| self.conclude(coming, outcome));
+                    if let Some(Next::Leave { has_heir }) = concluded {
                         drop(orders);
-                        return self.leave(true, terminate, interrupt).await;
+                        return self.leave(has_heir, terminate, interrupt).await;
                     }
                 }
                 _ = interrupt.recv() => {
@@ -234,7 +239,7 @@ impl Signals {
             if let Some(successor) = successor {
                 // Until the old process relies on this one, it is the one to ask and to watch.
                 let kept = match successor.ready() {
-                    Ok(()) => successor.is_kept().await,
+                    Ok(()) => successor.kept().await,
                     Err(e) => Err(e),
                 };
                 if let Err(e) = kept {
@@ -295,10 +300,6 @@ impl Signals {
         upgrade: bool,
         done: Option<oneshot::Sender<Result<Reloaded, Refusal>>>,
     ) -> Option<Coming> {
-        // What came of it is in the log as well.
-        let answer = |done: Option<oneshot::Sender<_>>, outcome| {
-            let _ = done.map(|done| done.send(outcome));
-        };
         if coming.is_some() {
             log::error!("reload failed: {UNDER_WAY}");
             answer(done, Err(Refusal::new(StatusCode::CONFLICT, UNDER_WAY)));
@@ -425,23 +426,19 @@ impl Signals {
         Ok(sockets)
     }
 
-    /// Tells whoever asked what became of the new process, and whether this one is to end.
-    fn conclude(
-        &self,
-        asked: Asked,
-        outcome: Result<Option<Heir>, Failed>,
-        sockets: usize,
-    ) -> bool {
+    /// Tells whoever asked what became of the new process.
+    fn conclude(&self, coming: Coming, outcome: Result<Option<Heir>, Failed>) -> Next {
+        let Coming { asked, sockets, .. } = coming;
         let heir = match outcome {
             Ok(Some(heir)) => heir,
             Ok(None) => {
                 log::info!("QUIT: no new process waits for the sockets; draining");
                 systemd::stopping();
-                return true;
+                return Next::Leave { has_heir: false };
             }
             Err(failed) => {
                 self.go_on(asked, failed);
-                return false;
+                return Next::GoOn;
             }
         };
         let upgraded = Upgraded {
@@ -470,15 +467,16 @@ impl Signals {
             }
             Asked::Reload(reloaded, done) => {
                 let upgraded = Some(upgraded);
-                let _ = done.map(|done| {
-                    done.send(Ok(Reloaded {
+                answer(
+                    done,
+                    Ok(Reloaded {
                         upgraded,
                         ..reloaded
-                    }))
-                });
+                    }),
+                );
             }
         }
-        true
+        Next::Leave { has_heir: true }
     }
 
     fn go_on(&self, asked: Asked, failed: Failed) {
@@ -498,7 +496,7 @@ impl Signals {
             }
             Asked::Reload(_, done) => {
                 systemd::ready();
-                let _ = done.map(|done| done.send(Err(refusal)));
+                answer(done, Err(refusal));
             }
         }
     }
@@ -525,6 +523,14 @@ impl Signals {
             endpoint.answered().await;
         }
         log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
+    }
+}
+
+/// Tells whoever waits; what came of it is in the log as well.
+fn answer<T>(done: Option<oneshot::Sender<T>>, outcome: T) {
+    if let Some(done) = done {
+        // Who has left meanwhile need not know.
+        let _ = done.send(outcome);
     }
 }
 

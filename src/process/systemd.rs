@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -59,9 +60,10 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// From now on `process` is the one to watch, and this one is not listened to any more.
+/// From now on `process` is the one to watch, and speaks for itself: this one is not listened to any more, and says nothing.
 pub fn main_process(process: u32) {
     tell(&[NotifyState::MainPid(process)]);
+    RETIRED.store(true, Ordering::Relaxed);
 }
 
 /// Says again and again that this process is alive, if the service manager wants to know.
@@ -76,7 +78,13 @@ pub async fn feed_watchdog() {
     }
 }
 
+/// Whether another process is the main one.
+static RETIRED: AtomicBool = AtomicBool::new(false);
+
 fn tell(states: &[NotifyState<'_>]) {
+    if RETIRED.load(Ordering::Relaxed) {
+        return;
+    }
     if let Err(e) = sd_notify::notify(states) {
         // A service manager that is just being restarted, say.
         let quiet = e.kind() == io::ErrorKind::ConnectionRefused;

@@ -21,7 +21,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -103,8 +103,8 @@ impl Receiver {
     pub fn listen(path: &Path, user: Option<&str>) -> anyhow::Result<Receiver> {
         match socket::connect(seqpacket()?.as_raw_fd(), &UnixAddr::new(path)?) {
             Ok(()) => anyhow::bail!("another process waits there already"),
-            // What a former hand-over has left.
-            Err(Errno::ECONNREFUSED) => std::fs::remove_file(path)?,
+            // What a former hand-over has left. (Files that are no sockets refuse as well.)
+            Err(Errno::ECONNREFUSED) if is_socket(path) => std::fs::remove_file(path)?,
             // There is none, or what is wrong with it is what bind(2) says.
             Err(_) => {}
         }
@@ -148,6 +148,10 @@ impl Receiver {
     }
 }
 
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+}
+
 /// The first who connects and has something to say: who only looks whether somebody waits here leaves at once.
 fn accept(listener: BorrowedFd<'_>, user: Option<u32>) -> io::Result<OwnedFd> {
     let deadline = Instant::now() + WAIT_FOR_SENDER;
@@ -156,7 +160,10 @@ fn accept(listener: BorrowedFd<'_>, user: Option<u32>) -> io::Result<OwnedFd> {
         wait(listener, PollFlags::POLLIN, left)?;
         let fd = socket::accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
         let sender = own(fd);
-        check_peer(&sender, user)?;
+        if let Err(e) = check_peer(&sender, user) {
+            log::warn!("whoever offers sockets is turned away: {e}");
+            continue;
+        }
         wait(sender.as_fd(), PollFlags::POLLIN, WAIT_FOR_MESSAGE)?;
         let mut first = [0];
         match socket::recv(sender.as_raw_fd(), &mut first, MsgFlags::MSG_PEEK)? {
@@ -207,7 +214,7 @@ impl Successor {
     ///
     /// # Errors
     /// When the runtime cannot watch the socket.
-    pub async fn is_kept(self) -> io::Result<()> {
+    pub async fn kept(self) -> io::Result<()> {
         // Of another kind in truth, which does not matter to who only waits.
         let sender = std::os::unix::net::UnixStream::from(self.sender);
         sender.set_nonblocking(true)?;
