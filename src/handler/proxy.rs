@@ -89,11 +89,17 @@ pub struct Attempts {
     /// The member of the next try, if it is chosen already.
     next: Option<InFlight>,
     again: Again,
+    /// How often a try ended at once, for the next one to do better.
+    outdated: u32,
     /// Whether the client was told to go on and send its body.
     continued: bool,
     /// What members are chosen by, once the request is known.
     choice: Option<Choice>,
 }
+
+/// How often a request waits for a connection that another one makes. Where the backend lets few share one, it does
+/// better to make its own than to wait for another turn.
+const PATIENCE: u32 = 4;
 
 /// Whether a member is asked a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +142,7 @@ impl Proxy {
         }
         let mut needs = Needs {
             fresh: false,
+            patient: attempts.outdated < PATIENCE,
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
             deadline,
@@ -276,14 +283,23 @@ impl Attempts {
             line: None,
             next: None,
             again: Again::No,
+            outdated: 0,
             continued: false,
             choice: None,
         }
     }
 
     pub fn connected(&mut self, cx: &mut Cx, now: Instant) {
+        self.settled();
         if let Some(this) = cx.tries.last_mut() {
             this.connect = Some(now - this.started);
+        }
+    }
+
+    /// Whether or not there is a connection: nobody needs to wait for it any more.
+    fn settled(&self) {
+        if let Some(line) = &self.line {
+            line.settled();
         }
     }
 
@@ -351,8 +367,9 @@ impl Attempts {
         mut e: Box<Error>,
         now: Instant,
     ) -> Box<Error> {
-        if self.line.as_ref().is_some_and(|line| line.misjudged()) {
-            // It stands, and waits to be used for what it is.
+        self.settled();
+        if self.line.as_ref().is_some_and(|line| line.outdated()) {
+            self.outdated += 1;
             cx.tries.pop();
             self.again = Again::Next { reused: false };
             e.set_retry(true);

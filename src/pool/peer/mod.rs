@@ -22,7 +22,7 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pingora::connectors::L4Connect;
@@ -65,6 +65,11 @@ pub enum Protocol {
 const STREAMS: usize = 128;
 /// What the key of Pingora's HTTP/2 connections is changed by, so that none of those is taken.
 const FRESH: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What a backend that may choose has chosen.
+const UNKNOWN: u8 = 0;
+const HTTP1: u8 = 1;
+const HTTP2: u8 = 2;
 
 /// How the connections of a pool are made.
 #[derive(Debug)]
@@ -152,8 +157,10 @@ pub struct Dialer {
     address: SocketAddr,
     /// What its certificate must be for.
     name: String,
-    /// Whether the backend chose HTTP/2 when it was last asked.
-    http2: AtomicBool,
+    /// What the backend chose when it was last asked.
+    spoken: AtomicU8,
+    /// Held while a connection is made that many requests can share.
+    turns: Arc<tokio::sync::Mutex<()>>,
     idle: Idle,
     peer: HttpPeer,
 }
@@ -163,6 +170,8 @@ pub struct Dialer {
 pub struct Needs {
     /// No connection that was used before.
     pub fresh: bool,
+    /// Waits while somebody else makes a connection that could be shared.
+    pub patient: bool,
     /// The request asks for another protocol, and has no body: no answer may be read before all of it is written.
     pub upgrade: bool,
     /// The client wants a stream of events.
@@ -205,7 +214,8 @@ impl Dialer {
         };
         Arc::new(Dialer {
             idle: Idle::new(connector.limits.idle, connector.keepalive),
-            http2: AtomicBool::new(false),
+            spoken: AtomicU8::new(UNKNOWN),
+            turns: Arc::default(),
             name: host_of(authority).to_owned(),
             connector,
             address,
@@ -258,12 +268,21 @@ impl Dialer {
             Protocol::H2 | Protocol::H2c => (true, Offer::Http2),
             // Only HTTP/1.1 can become another protocol.
             Protocol::Auto if upgrade => (false, Offer::Http1),
-            Protocol::Auto => (self.http2.load(Ordering::Relaxed), Offer::Both),
+            Protocol::Auto => (self.spoken().unwrap_or(false), Offer::Both),
+        }
+    }
+
+    /// Whether the backend chose HTTP/2, once it was asked.
+    fn spoken(&self) -> Option<bool> {
+        match self.spoken.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            spoken => Some(spoken == HTTP2),
         }
     }
 
     fn learn(&self, http2: bool) {
-        self.http2.store(http2, Ordering::Relaxed);
+        let spoken = if http2 { HTTP2 } else { HTTP1 };
+        self.spoken.store(spoken, Ordering::Relaxed);
     }
 
     /// Keeps a connection for a later request.
