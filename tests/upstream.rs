@@ -231,9 +231,9 @@ fn send_a_crowd(skills: Skills, setup: Setup, pool: &str) {
             assert_eq!(answer.expect("an answer").status, 200);
         }
     }
-    // While one thread is at a connection, another one does not see it.
-    let (connections, threads) = (app.connections(), 2);
-    assert!(connections <= threads, "{connections} connections");
+    // One, if all went one after the other: while a stream begins or ends on a connection, another thread does not see it.
+    let connections = app.connections();
+    assert!(connections <= 8, "{connections} connections");
 }
 
 #[test]

@@ -11,9 +11,9 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::VirtualSocketStream;
 use pingora::{Error, ErrorType, OrErr, Result};
-use tokio::sync::OwnedMutexGuard;
 
 use super::tls::Offer;
+use super::turns::{Turn, Turns};
 use super::wire::{Link, Wire};
 use super::{Dialer, Needs};
 
@@ -43,7 +43,7 @@ pub struct Line {
     http2: bool,
     offer: Offer,
     /// While this makes a connection that others can share.
-    turn: Mutex<Option<OwnedMutexGuard<()>>>,
+    turn: Mutex<Option<Turn>>,
 }
 
 impl Line {
@@ -158,15 +158,13 @@ impl Line {
     /// One request at a time makes a connection that is to be shared; whoever comes meanwhile waits for it. Otherwise each
     /// of a hundred requests that find none would make its own.
     async fn take_turn(&self) -> Result<()> {
-        match self.dialer.turns.clone().try_lock_owned() {
-            Ok(turn) => *self.turn.lock() = Some(turn),
-            Err(_) if !self.needs.patient => {}
-            Err(_) => {
-                drop(self.dialer.turns.lock().await);
-                if self.http2 || self.dialer.spoken() == Some(true) {
-                    return self.look_again();
-                }
-            }
+        if !self.needs.patient {
+            return Ok(());
+        }
+        if let Some(turn) = Turns::take(&self.dialer.turns).await {
+            *self.turn.lock() = Some(turn);
+        } else if self.http2 || self.dialer.spoken() == Some(true) {
+            return self.look_again();
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ mod idle;
 mod line;
 mod timeouts;
 mod tls;
+mod turns;
 mod wire;
 
 use std::collections::hash_map::DefaultHasher;
@@ -38,6 +39,7 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::issue::{At, Issues, Sources};
 use idle::Idle;
 use tls::{Offer, Tls};
+use turns::Turns;
 use wire::{Io, Link};
 
 use crate::http::proxy_protocol;
@@ -159,8 +161,7 @@ pub struct Dialer {
     name: String,
     /// What the backend chose when it was last asked.
     spoken: AtomicU8,
-    /// Held while a connection is made that many requests can share.
-    turns: Arc<tokio::sync::Mutex<()>>,
+    turns: Arc<Turns>,
     idle: Idle,
     peer: HttpPeer,
 }
