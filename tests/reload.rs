@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use crate::harness::certs::Authority;
 use crate::harness::client::{Connection, get};
 use crate::harness::load::{Kind, Load};
 use crate::harness::origin::{Behaviour, Origin};
+use crate::harness::secure::SecureOrigin;
 use crate::harness::wait::{PATIENCE, eventually};
 use crate::harness::websocket::Frame;
 use crate::harness::{Setup, Weir, one_pool, one_site};
@@ -214,6 +216,39 @@ fn health_of_a_member_is_remembered() {
     for _ in 0..5 {
         weir.reload(&one_pool(pool));
         assert_eq!(answers(), "bbbb");
+    }
+}
+
+#[test]
+fn connections_of_a_member_are_kept_as_long_as_they_are_what_it_would_make() {
+    let setup = Setup::new();
+    let authority = Authority::new();
+    authority.write(setup.dir(), "ca.pem");
+    let pair = authority.issue(setup.dir(), "app", &["a.internal", "b.internal"]);
+    for alpn in [&b"\x08http/1.1"[..], b"\x02h2"] {
+        let app = SecureOrigin::tls(&pair, alpn);
+        let setup = Weir::with("app", &app);
+        authority.write(setup.dir(), "ca.pem");
+        let pool = |weight: u32, read: &str, name: &str| {
+            one_pool(&format!(
+                "{{ backends: [{{ addr: '{{app}}', weight: {weight} }}], timeouts: {{ read: {read} }}, \
+                   tls: {{ ca: ca.pem, sni: {name} }} }}"
+            ))
+        };
+        let weir = setup.start(&pool(1, "30s", "a.internal"));
+        // on one connection: a request on another one may come before the backend's is free
+        let mut client = weir.connect();
+        let mut connections = || {
+            assert_eq!(client.fetch(&get("/")).expect("an answer").status, 200);
+            app.connections()
+        };
+        assert_eq!(connections(), 1);
+        weir.reload(&pool(2, "30s", "a.internal"));
+        assert_eq!(connections(), 1);
+        weir.reload(&pool(2, "20s", "a.internal"));
+        assert_eq!(connections(), 1);
+        weir.reload(&pool(2, "20s", "b.internal"));
+        assert_eq!(connections(), 2);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::harness::client::{Http2, get, post};
 use crate::harness::grpc::{GrpcOrigin, Says};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::secure::{SecureOrigin, Skills, acceptor};
+use crate::harness::wait::{PATIENCE, eventually};
 use crate::harness::websocket::Frame;
 use crate::harness::{Setup, Weir};
 use crate::streaming::open_websocket;
@@ -287,6 +288,51 @@ fn pools_that_differ_in_tls_share_no_connection() {
         assert_eq!(app.connections(), 3);
         assert_eq!(weir.get("/wary").status, 502);
     }
+}
+
+#[test]
+fn tls_sessions_go_on_with_the_next_connection() {
+    for newest in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        for alpn in [HTTP1, BOTH] {
+            let (setup, _, pair) = secure();
+            let app = SecureOrigin::start(Skills {
+                tls: Some(acceptor(&pair, alpn, newest)),
+                ..Skills::default()
+            });
+            let weir = setup.with("app", &app).start_pool(&format!(
+                "{{ backends: ['{{app}}'], {TRUSTED}, timeouts: {{ idle: 1ms }} }}"
+            ));
+            eventually(PATIENCE, || {
+                assert_eq!(weir.get("/").status, 200);
+                app.connections() >= 4
+            });
+            assert_eq!(app.resumptions(), app.connections() - 1);
+        }
+    }
+}
+
+#[test]
+fn sessions_of_one_pool_are_not_for_another() {
+    let (setup, _, pair) = secure();
+    Authority::new().write(setup.dir(), "other-ca.pem");
+    let app = SecureOrigin::tls(&pair, HTTP1);
+    let weir = setup.with("app", &app).allow("").start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools:
+          careless: { backends: ['{app}'], tls: { verify: false, sni: app.internal } }
+          wary: { backends: ['{app}'], tls: { sni: app.internal, ca: other-ca.pem } }
+        sites:
+          main:
+            hosts: ['*']
+            routes:
+              - { match: { path: /careless }, proxy: careless }
+              - { match: { path: /wary }, proxy: wary }
+        ",
+    );
+    assert_eq!(weir.get("/careless").status, 200);
+    assert_eq!(weir.get("/wary").status, 502);
+    assert_eq!(app.resumptions(), 0);
 }
 
 #[test]

@@ -61,9 +61,15 @@ impl Skills {
 
 pub struct SecureOrigin {
     address: SocketAddr,
-    connections: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
     task: JoinHandle<()>,
     _port: Port,
+}
+
+#[derive(Default)]
+struct Seen {
+    connections: AtomicUsize,
+    resumptions: AtomicUsize,
 }
 
 impl SecureOrigin {
@@ -71,15 +77,11 @@ impl SecureOrigin {
         let port = Port::reserve();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
         let listener = runtime().block_on(TcpListener::bind(address));
-        let connections = Arc::new(AtomicUsize::new(0));
-        let accept = accept(
-            listener.expect("bind an origin"),
-            skills,
-            connections.clone(),
-        );
+        let seen = Arc::new(Seen::default());
+        let accept = accept(listener.expect("bind an origin"), skills, seen.clone());
         SecureOrigin {
             address,
-            connections,
+            seen,
             task: runtime().spawn(accept),
             _port: port,
         }
@@ -94,7 +96,12 @@ impl SecureOrigin {
     }
 
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.seen.connections.load(Ordering::Relaxed)
+    }
+
+    /// Connections on which a TLS session of an earlier one went on.
+    pub fn resumptions(&self) -> usize {
+        self.seen.resumptions.load(Ordering::Relaxed)
     }
 }
 
@@ -128,15 +135,15 @@ pub fn acceptor(pair: &Pair, alpn: &'static [u8], newest: SslVersion) -> SslAcce
     builder.build()
 }
 
-async fn accept(listener: TcpListener, skills: Skills, connections: Arc<AtomicUsize>) {
+async fn accept(listener: TcpListener, skills: Skills, seen: Arc<Seen>) {
     let mut tasks = JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
-        connections.fetch_add(1, Ordering::Relaxed);
-        tasks.spawn(serve(socket, skills.clone()));
+        seen.connections.fetch_add(1, Ordering::Relaxed);
+        tasks.spawn(serve(socket, skills.clone(), seen.clone()));
     }
 }
 
-async fn serve(socket: TcpStream, skills: Skills) {
+async fn serve(socket: TcpStream, skills: Skills, seen: Arc<Seen>) {
     // peers may go away at any time; what that means is for the test to judge
     let Some(tls) = &skills.tls else {
         match skills.prior_knowledge {
@@ -149,6 +156,9 @@ async fn serve(socket: TcpStream, skills: Skills) {
     let Ok(stream) = handshake(tls, socket).await else {
         return;
     };
+    if stream.ssl().session_reused() {
+        seen.resumptions.fetch_add(1, Ordering::Relaxed);
+    }
     let facts = facts(stream.ssl());
     match stream.ssl().selected_alpn_protocol() {
         Some(b"h2") => http2(stream, &facts, skills.crowd).await,

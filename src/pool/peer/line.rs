@@ -99,7 +99,7 @@ impl Line {
 
     /// When a wait that began at `since` is too long.
     pub(super) fn deadline(&self, phase: Phase, since: Instant) -> Instant {
-        let limits = &self.dialer.connector.limits;
+        let limits = &self.dialer.limits;
         match phase {
             Phase::Tunnel => since + limits.tunnel,
             Phase::Header | Phase::Body => {
@@ -126,21 +126,21 @@ impl Line {
             self.take_turn().await?;
         }
         if !self.needs.fresh
-            && let Some(link) = self.dialer.idle.take(self.http2, Instant::now())
+            && let Some(link) = self.dialer.stock.idle.take(self.http2, Instant::now())
         {
             self.reused.store(link.used, Ordering::Relaxed);
             return Ok(link);
         }
-        let link = self.dialer.dial(self.offer, self.needs.ends).await?;
+        let link = self.dialer.stock.dial(self.offer, self.needs.ends).await?;
         let http2 = link.http2;
         if self.offer == Offer::Both {
-            self.dialer.learn(http2);
+            self.dialer.stock.learn(http2);
         }
         if http2 == self.http2 {
             return Ok(link);
         }
         if self.offer == Offer::Both {
-            self.dialer.keep(link);
+            self.dialer.stock.keep(link);
             return self.look_again();
         }
         let spoken = if self.http2 { "no HTTP/2" } else { "HTTP/2" };
@@ -149,10 +149,8 @@ impl Line {
 
     /// Whether other requests can share what this makes: HTTP/2, or what may turn out to be.
     fn is_to_share(&self) -> bool {
-        let may_turn_out = self.offer == Offer::Both && self.dialer.spoken().is_none();
-        (self.http2 || may_turn_out)
-            && !self.needs.fresh
-            && self.dialer.connector.proxy_protocol.is_none()
+        let may_turn_out = self.offer == Offer::Both && self.dialer.stock.spoken().is_none();
+        (self.http2 || may_turn_out) && !self.needs.fresh && !self.dialer.stock.is_per_client()
     }
 
     /// One request at a time makes a connection that is to be shared; whoever comes meanwhile waits for it. Otherwise each
@@ -161,9 +159,9 @@ impl Line {
         if !self.needs.patient {
             return Ok(());
         }
-        if let Some(turn) = Turns::take(&self.dialer.turns).await {
+        if let Some(turn) = Turns::take(&self.dialer.stock.turns).await {
             *self.turn.lock() = Some(turn);
-        } else if self.http2 || self.dialer.spoken() == Some(true) {
+        } else if self.http2 || self.dialer.stock.spoken() == Some(true) {
             return self.look_again();
         }
         Ok(())
