@@ -468,6 +468,49 @@ fn body_that_never_ends_ends_with_the_total_time() {
 }
 
 #[test]
+fn request_over_http2_may_take_so_long_in_all() {
+    let app = SecureOrigin::start(Skills::h2c().in_crowds_of(2));
+    let weir = Weir::with("app", &app)
+        .allow("")
+        .start_pool("{ backends: ['{app}'], protocol: h2c, timeouts: { total: 300ms } }");
+    let begun = Instant::now();
+    assert_eq!(weir.get("/").status, 504);
+    assert!(begun.elapsed() < millis(1500));
+}
+
+#[test]
+fn body_over_http2_that_falls_silent_ends_with_the_total_time() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).allow("").start(&for_http2(
+        "{ backends: ['{app}'], protocol: h2c, timeouts: { total: 300ms } }",
+    ));
+    let call = post("/echo", "");
+    let mut call = weir.connect_http2("localhost").open(&call).expect("open");
+    let begun = Instant::now();
+    call.say("one", false).expect("send");
+    assert_eq!(call.hear().expect("a part").as_deref(), Some("one"));
+    assert!(call.hear().is_err());
+    assert!(begun.elapsed() < millis(1500));
+}
+
+#[test]
+fn stream_of_events_over_http2_outlives_the_other_limits() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start(&for_http2(
+        "{ backends: ['{app}'], protocol: h2c, timeouts: { read: 200ms, total: 300ms } }",
+    ));
+    let events = post("/echo", "")
+        .header("Content-Type", "text/event-stream")
+        .header("Accept", "text/event-stream");
+    let mut events = weir.connect_http2("localhost").open(&events).expect("open");
+    events.say("one", false).expect("send");
+    assert_eq!(events.hear().expect("an event").as_deref(), Some("one"));
+    thread::sleep(millis(600)); // silence is what is tested
+    events.say("two", false).expect("send");
+    assert_eq!(events.hear().expect("an event").as_deref(), Some("two"));
+}
+
+#[test]
 fn websocket_outlives_the_read_limit() {
     let app = Origin::start(Behaviour::WebSocket);
     let weir = Weir::with("app", &app).start_pool(

@@ -243,12 +243,11 @@ impl Dialer {
         let within = |limit: Duration| left.map_or(limit, |left| limit.min(left));
         peer.options.total_connection_timeout = Some(within(limits.connect));
         if http2 {
-            let read = if needs.events {
-                limits.tunnel
-            } else {
-                limits.read
-            };
-            peer.options.read_timeout = Some(within(read));
+            // Pingora takes it once, before the answer tells what it is, and then waits as long for each part of it.
+            peer.options.read_timeout = Some(match needs.events {
+                true => limits.tunnel,
+                false => within(limits.read),
+            });
             peer.options.idle_timeout = Some(limits.idle);
             // Pingora's way to say: HTTP/2 without TLS. What there is of TLS is in the stream.
             peer.options.set_http_version(2, 2);
