@@ -250,6 +250,34 @@ fn many_requests_share_a_connection_of_http2_over_tls() {
 }
 
 #[test]
+fn backend_may_let_few_requests_share_a_connection() {
+    let app = SecureOrigin::start(Skills {
+        streams: Some(1),
+        ..Skills::h2c()
+    });
+    let weir = Weir::with("app", &app).start(&for_http2(H2C));
+    for answer in weir
+        .connect_http2("localhost")
+        .fetch_all(&vec![get("/"); 50])
+    {
+        assert_eq!(answer.expect("an answer").status, 200);
+    }
+}
+
+#[test]
+fn one_try_is_enough_where_others_make_a_connection() {
+    let app = SecureOrigin::h2c();
+    let document = for_http2(H2C).replace("pools:", "max_retries: 1\n        pools:");
+    let weir = Weir::with("app", &app).start(&document);
+    for answer in weir
+        .connect_http2("localhost")
+        .fetch_all(&vec![get("/"); 50])
+    {
+        assert_eq!(answer.expect("an answer").status, 200);
+    }
+}
+
+#[test]
 fn pools_that_differ_in_tls_share_no_connection() {
     for alpn in [HTTP1, BOTH] {
         let (setup, authority, pair) = secure();

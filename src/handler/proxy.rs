@@ -6,7 +6,7 @@
 //! A try fails by an error, or by a status that the pool calls a fault. Then the next member is chosen before the failed
 //! try is given up: if there is none, an answer that came is still there for the client. Each member is tried at most
 //! once per request, with one exception: a kept connection that turns out to be closed says nothing about its member,
-//! which then gets a second try on a new connection.
+//! which then gets a second try on a new connection. Nor does a connection of HTTP/2 on which there is no room.
 
 use std::cell::RefCell;
 use std::io;
@@ -90,7 +90,7 @@ pub struct Attempts {
     next: Option<InFlight>,
     again: Again,
     /// How often a try ended at once, for the next one to do better.
-    outdated: u32,
+    outdated: usize,
     /// Whether the client was told to go on and send its body.
     continued: bool,
     /// What members are chosen by, once the request is known.
@@ -99,7 +99,11 @@ pub struct Attempts {
 
 /// How often a request waits for a connection that another one makes. Where the backend lets few share one, it does
 /// better to make its own than to wait for another turn.
-const PATIENCE: u32 = 4;
+const PATIENCE: usize = 4;
+
+/// How many tries of a request may come to nothing, in all, because of what others do on a connection of HTTP/2: that they
+/// make it, or that there is no room beside them.
+const REFUSALS: usize = 8;
 
 /// Whether a member is asked a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +146,7 @@ impl Proxy {
         }
         let mut needs = Needs {
             fresh: false,
-            patient: attempts.outdated < PATIENCE,
+            patient: attempts.may_look_again(cx),
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
             deadline,
@@ -296,6 +300,12 @@ impl Attempts {
         }
     }
 
+    /// Whether to wait for a connection that another request makes, after which Pingora has to make one more try, and one more
+    /// again if the backend turns out to speak another protocol.
+    fn may_look_again(&self, cx: &Cx) -> bool {
+        self.outdated < PATIENCE && cx.tries.len() + self.outdated + 2 < self.limit
+    }
+
     /// Whether or not there is a connection: nobody needs to wait for it any more.
     fn settled(&self) {
         if let Some(line) = &self.line {
@@ -426,6 +436,7 @@ impl Attempts {
         let reused = reused || self.line.as_ref().is_some_and(|line| line.reused());
         if self.is_stale(proxy, &mut e, replay, reused) {
             log::debug!("a kept connection was closed: {}", brief(&e));
+            self.outdated += 1;
             self.again = Again::Next { reused };
             self.gone(cx, failure_of(&e), now);
             e.set_retry(true);
@@ -475,8 +486,10 @@ impl Attempts {
         let closed = e.retry() || reused && *e.etype() == ErrorType::WriteError;
         // HTTP/2: refused, or behind the last stream of a connection that ends.
         let untouched = matches!(e.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
+        // Those who share a new connection do not know yet how many may, and all but so many are refused.
+        let repeated = self.again == Again::Done && !(untouched && self.outdated < REFUSALS);
         closed
-            && self.again != Again::Done
+            && !repeated
             && replay.possible
             && (untouched || replay.idempotent || proxy.pool.retry().non_idempotent())
     }

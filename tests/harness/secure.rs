@@ -34,6 +34,8 @@ pub struct Skills {
     pub prior_knowledge: bool,
     /// No request of HTTP/2 is answered before so many are there.
     pub crowd: Option<Arc<Barrier>>,
+    /// How many requests may share a connection of HTTP/2; any number without.
+    pub streams: Option<u32>,
 }
 
 impl Skills {
@@ -147,7 +149,7 @@ async fn serve(socket: TcpStream, skills: Skills, seen: Arc<Seen>) {
     // peers may go away at any time; what that means is for the test to judge
     let Some(tls) = &skills.tls else {
         match skills.prior_knowledge {
-            true => http2(socket, "plain", skills.crowd).await,
+            true => http2(socket, "plain", &skills).await,
             false => drop(http1(socket, "plain").await),
         }
         return;
@@ -161,7 +163,7 @@ async fn serve(socket: TcpStream, skills: Skills, seen: Arc<Seen>) {
     }
     let facts = facts(stream.ssl());
     match stream.ssl().selected_alpn_protocol() {
-        Some(b"h2") => http2(stream, &facts, skills.crowd).await,
+        Some(b"h2") => http2(stream, &facts, &skills).await,
         _ => drop(http1(stream, &facts).await),
     }
 }
@@ -217,17 +219,22 @@ async fn echo_frames(
     }
 }
 
-async fn http2(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    facts: &str,
-    crowd: Option<Arc<Barrier>>,
-) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else {
+async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin, facts: &str, skills: &Skills) {
+    let mut builder = h2::server::Builder::new();
+    if let Some(streams) = skills.streams {
+        builder.max_concurrent_streams(streams);
+    }
+    let Ok(mut connection) = builder.handshake(stream).await else {
         return;
     };
     let mut tasks = JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
-        tasks.spawn(answer(request, respond, facts.to_owned(), crowd.clone()));
+        tasks.spawn(answer(
+            request,
+            respond,
+            facts.to_owned(),
+            skills.crowd.clone(),
+        ));
     }
 }
 
