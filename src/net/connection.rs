@@ -22,6 +22,7 @@ use pingora::protocols::{ALPN, Shutdown, Ssl};
 use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
 use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::bounds::Bounds;
@@ -48,6 +49,8 @@ pub struct Shared<A> {
     pub open: Arc<AtomicUsize>,
     /// Connections accepted so far.
     pub accepted: AtomicU64,
+    /// Turns true when tunnels are to close.
+    pub tunnels: Arc<watch::Sender<bool>>,
 }
 
 impl<A> Shared<A> {
@@ -57,6 +60,7 @@ impl<A> Shared<A> {
             refuse,
             open,
             accepted: AtomicU64::new(0),
+            tunnels: Arc::default(),
         }
     }
 }
@@ -118,7 +122,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 } else if listener.protocols.h1 {
                     match next_bytes(&mut *stream, bounds.header, &mut patience, &mut drain).await {
                         Some(bytes) => {
-                            let gate = Gate::new(*stream, connection);
+                            let gate = Gate::new(*stream, connection, self.tunnels.clone());
                             self.http1(gate, bytes, bounds, &mut patience, &mut drain)
                                 .await;
                         }
@@ -136,7 +140,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 if client.selected_alpn_proto() == Some(ALPN::H2) {
                     self.app.process_new(client, &drain).await;
                 } else if listener.protocols.h1 {
-                    let gate = Gate::new(*client, connection);
+                    let gate = Gate::new(*client, connection, self.tunnels.clone());
                     self.http1(gate, bytes, bounds, &mut patience, &mut drain)
                         .await;
                 }

@@ -4,6 +4,7 @@
 //! become the user, and only then start threads.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -22,6 +23,18 @@ use crate::phases;
 use crate::runtime::reload::{Loaded, Reloader, Source};
 use crate::runtime::{Boot, Live, Part, Plan, Snapshot, tasks};
 
+/// For what still runs to be dropped.
+const CUTTING: Duration = Duration::from_secs(1);
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All requests that began were answered.
+    Whole,
+    /// Some were cut.
+    Cut,
+}
+
 /// How to start, from the command line.
 #[derive(Clone, Debug, Default)]
 pub struct How {
@@ -33,11 +46,11 @@ pub struct How {
     pub greeting: Option<String>,
 }
 
-/// Runs until told to stop.
+/// Runs until told to stop; the result says what came of the last requests.
 ///
 /// # Errors
 /// When the process cannot start: a socket, a file, a user. What is wrong in the configuration was found before.
-pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
+pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
     let Loaded { config, plan, .. } = loaded;
     let Plan { boot, snapshot } = plan;
     let background = match how.daemon || boot.daemon {
@@ -76,10 +89,24 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
         successor,
         logs.clone(),
     );
+    await_cuts(&live);
+    let cuts = live.load().cuts.clone();
+    cuts.report();
     logs.flush();
     // Only now: the last snapshot holds the files that were flushed.
     drop(live);
-    Ok(())
+    Ok(match cuts.count() {
+        0 => Ended::Whole,
+        _ => Ended::Cut,
+    })
+}
+
+/// The runtimes drop what still ran on threads of their own, for which nobody waits.
+fn await_cuts(live: &Live) {
+    let deadline = Instant::now() + CUTTING;
+    while live.connections() + live.requests() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Waits for the running process and takes its sockets. The foreground returns as soon as it may be told (QUIT).
@@ -218,6 +245,8 @@ fn serve(
         service.expect("each part has its service").follow(change);
     }
     await_probes(&snapshot);
+    // Who counts its holders counts requests.
+    drop(snapshot);
     // The sockets listen already: whoever connects from now on is served.
     if let Some(successor) = successor
         && let Err(e) = successor.ready()

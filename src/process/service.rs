@@ -53,6 +53,7 @@ pub struct Handle {
     events: mpsc::UnboundedSender<Event>,
     doors: Arc<Mutex<Doors>>,
     open: Arc<std::sync::atomic::AtomicUsize>,
+    tunnels: Arc<watch::Sender<bool>>,
 }
 
 impl Handle {
@@ -136,6 +137,11 @@ impl Handle {
             let _ = door.drain.send(true);
         }
     }
+
+    /// Has both sides of each WebSocket close it.
+    pub fn close_tunnels(&self) {
+        self.tunnels.send_replace(true);
+    }
 }
 
 /// The listening sockets of a service, by address.
@@ -175,6 +181,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
             events: sender,
             doors: Arc::default(),
             open: shared.open.clone(),
+            tunnels: shared.tunnels.clone(),
         };
         let service = ListenerService {
             part,

@@ -69,6 +69,7 @@ impl Changes {
             defaults,
             trusted_proxies,
             log,
+            drain,
             grace_period_seconds
         );
         changes
@@ -304,11 +305,12 @@ sites:
     #[test]
     fn every_key_is_compared_or_refused() {
         const SECTIONS: [&str; 4] = ["pools", "listeners", "sites", "static"];
-        const SETTINGS: [&str; 5] = [
+        const SETTINGS: [&str; 6] = [
             "resolver",
             "defaults",
             "trusted_proxies",
             "log",
+            "drain",
             "grace_period_seconds",
         ];
         const OF_THE_START: [&str; 13] = [

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::handler::files::Files;
 use crate::log;
@@ -18,11 +19,13 @@ use crate::value::Cidr;
 
 pub mod changes;
 pub mod compile;
+pub mod cuts;
 pub mod reload;
 pub mod status;
 pub mod tasks;
 
 pub use compile::compile;
+pub use cuts::Cuts;
 
 /// What a configuration compiles to.
 pub struct Plan {
@@ -88,6 +91,17 @@ pub enum Part {
     Companion,
 }
 
+/// How the process ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long it still accepts, having said that it will end.
+    pub announce: Duration,
+    /// How long tunnels may go on after that.
+    pub tunnels: Duration,
+    /// When it ends at the latest, from the beginning.
+    pub deadline: Duration,
+}
+
 /// Everything that requests are served by. A request takes one and keeps it to its end.
 pub struct Snapshot {
     /// Counts the configurations of this process, from 1.
@@ -99,7 +113,11 @@ pub struct Snapshot {
     pub statics: HashMap<Arc<str>, Arc<Files>>,
     pub trusted_proxies: Vec<Cidr>,
     pub log: log::Compiled,
-    pub grace_period: Duration,
+    pub drain: Drain,
+    /// What is cut off when the process ends; one for all snapshots.
+    pub cuts: Arc<Cuts>,
+    /// Requests under it that became tunnels and still are.
+    pub tunnels: AtomicUsize,
     edge: Listeners,
     companion: Listeners,
     /// What handshakes of each TLS listener get, once this snapshot is live.
@@ -111,6 +129,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Requests that the live snapshot serves: each holds it, and beside them only [`Live`] and the caller.
+    fn holders(self: &Arc<Self>) -> usize {
+        Arc::strong_count(self).saturating_sub(2)
+    }
+
     pub fn listeners(&self, part: Part) -> &Listeners {
         match part {
             Part::Edge => &self.edge,
@@ -125,6 +148,18 @@ pub struct Live {
     started: SystemTime,
     /// Client connections that are open now, of the edge and of the companion.
     open: [Arc<AtomicUsize>; 2],
+    draining: AtomicBool,
+    /// Former snapshots that requests are still served by, oldest first.
+    older: Mutex<Vec<Older>>,
+}
+
+/// A snapshot that is not live any more.
+struct Older {
+    snapshot: Weak<Snapshot>,
+    generation: u64,
+    since: SystemTime,
+    /// When the next one took its place.
+    until: SystemTime,
 }
 
 impl Live {
@@ -133,6 +168,8 @@ impl Live {
             started: snapshot.since,
             snapshot: ArcSwap::new(snapshot),
             open: Default::default(),
+            draining: AtomicBool::new(false),
+            older: Mutex::default(),
         }
     }
 
@@ -142,7 +179,25 @@ impl Live {
 
     /// Makes `snapshot` the one that new requests take.
     pub fn store(&self, snapshot: Arc<Snapshot>) {
-        self.snapshot.store(snapshot);
+        let until = snapshot.since;
+        let last = self.snapshot.swap(snapshot);
+        let mut older = self.older.lock();
+        older.retain(|older| older.snapshot.strong_count() > 0);
+        older.push(Older {
+            generation: last.generation,
+            since: last.since,
+            until,
+            snapshot: Arc::downgrade(&last),
+        });
+    }
+
+    /// From now on, whoever asks is told that the process will end.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// When the process began.
@@ -156,6 +211,35 @@ impl Live {
             Part::Edge => &self.open[0],
             Part::Companion => &self.open[1],
         }
+    }
+
+    /// What still goes on under former snapshots.
+    fn older(&self) -> Vec<status::Generation> {
+        let older = self.older.lock();
+        let in_use = older.iter().filter_map(|older| {
+            let snapshot = older.snapshot.upgrade()?;
+            // One more is this one here.
+            let holders = Arc::strong_count(&snapshot) - 1;
+            let tunnels = snapshot.tunnels.load(Ordering::Relaxed).min(holders);
+            Some(status::Generation {
+                generation: older.generation,
+                since: status::seconds(older.since),
+                until: status::seconds(older.until),
+                requests: (holders - tunnels) as u64,
+                tunnels: tunnels as u64,
+            })
+        });
+        in_use
+            .filter(|older| older.requests + older.tunnels > 0)
+            .collect()
+    }
+
+    /// Requests that are served now, under whichever snapshot.
+    pub fn requests(&self) -> usize {
+        let live = self.load();
+        let older = self.older.lock();
+        let older = older.iter().map(|older| older.snapshot.strong_count());
+        live.holders() + older.sum::<usize>()
     }
 
     /// All open connections.
