@@ -192,12 +192,18 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
         moment(Some(status.since), now),
     );
     for older in &status.older {
+        let held = [
+            (older.requests, "request"),
+            (older.tunnels, "tunnel"),
+            (older.connections, "connection"),
+        ];
+        let held = held.into_iter().filter(|(number, _)| *number > 0);
+        let held: Vec<String> = held.map(|(number, thing)| count(number, thing)).collect();
         page += &format!(
-            "generation {} until {}: {} and {} go on\n",
+            "generation {}, until {}, still has {}\n",
             older.generation,
             moment(Some(older.until), now),
-            count(older.requests, "request"),
-            count(older.tunnels, "tunnel"),
+            held.join(", "),
         );
     }
     for pool in &status.pools {

@@ -43,6 +43,9 @@ pub struct Config {
     pub working_directory: Option<PathBuf>,
     /// How the process ends after TERM, QUIT or `weir stop`. nginx: `worker_shutdown_timeout`.
     pub drain: Drain,
+    /// Reload when the document changes, or a file that it names: what it includes or fills in, certificates and keys.
+    /// Default: false.
+    pub watch: bool,
     /// `drain.deadline` in seconds, as Pingora spells it; give one of the two.
     pub grace_period_seconds: Option<u64>,
     /// Let idle worker threads take work of busy ones. Default: true.

@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -45,8 +45,6 @@ const PREFACE: &[u8] = b"PRI";
 pub struct Shared<A> {
     pub app: Arc<A>,
     pub refuse: Arc<dyn Refuse>,
-    /// Connections that are open now.
-    pub open: Arc<AtomicUsize>,
     /// Connections accepted so far.
     pub accepted: AtomicU64,
     /// Turns true when tunnels are to close.
@@ -54,11 +52,10 @@ pub struct Shared<A> {
 }
 
 impl<A> Shared<A> {
-    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>, open: Arc<AtomicUsize>) -> Shared<A> {
+    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>) -> Shared<A> {
         Shared {
             app,
             refuse,
-            open,
             accepted: AtomicU64::new(0),
             tunnels: Arc::default(),
         }

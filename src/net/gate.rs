@@ -630,7 +630,7 @@ mod tests {
         let mut scene = scene(b"", Framing::Length(0));
         scene.client.write_all(b"early").await.unwrap();
         assert!(now(scene.gate.read(&mut [0; 9])).is_none());
-        scene.connection.switch();
+        scene.connection.switch(false);
         scene.client.write_all(b"late").await.unwrap();
         let mut text = [0; 9];
         scene.gate.read_exact(&mut text).await.unwrap();

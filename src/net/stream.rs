@@ -135,20 +135,42 @@ pub struct ClientStream {
     _slot: Slot,
 }
 
+/// How many connections of one socket are open; they count for their service as well.
+#[derive(Debug, Default)]
+pub struct Open {
+    here: AtomicUsize,
+    of_service: Arc<AtomicUsize>,
+}
+
+impl Open {
+    pub fn new(of_service: Arc<AtomicUsize>) -> Arc<Open> {
+        Arc::new(Open {
+            here: AtomicUsize::new(0),
+            of_service,
+        })
+    }
+
+    pub fn count(&self) -> usize {
+        self.here.load(Ordering::Relaxed)
+    }
+}
+
 /// One connection that is open, counted until it is dropped.
 #[derive(Debug)]
-pub(super) struct Slot(Arc<AtomicUsize>);
+pub(super) struct Slot(Arc<Open>);
 
 impl Slot {
-    pub(super) fn take(open: &Arc<AtomicUsize>) -> Slot {
-        open.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn take(open: &Arc<Open>) -> Slot {
+        open.here.fetch_add(1, Ordering::Relaxed);
+        open.of_service.fetch_add(1, Ordering::Relaxed);
         Slot(open.clone())
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
+        self.0.here.fetch_sub(1, Ordering::Relaxed);
+        self.0.of_service.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -114,10 +114,6 @@ impl Chosen {
 }
 
 impl Exchange {
-    fn is_tunnel(&self) -> bool {
-        matches!(self.stage, Stage::Tunnel { .. })
-    }
-
     /// The backend has agreed to speak another protocol from now on.
     fn switch(&mut self, response: &ResponseHeader) {
         let websocket = is_websocket(response);
@@ -127,7 +123,7 @@ impl Exchange {
     }
 
     fn end(&mut self) {
-        if self.is_tunnel() {
+        if let Stage::Tunnel { .. } = self.stage {
             self.snapshot.tunnels.fetch_sub(1, Ordering::Relaxed);
         }
         self.stage = Stage::Ended;

@@ -17,10 +17,10 @@ use super::service::{Change, Handle, ListenerService, Opened};
 use super::signals::{self, Admin, Signals};
 use super::upgrade::{Receiver, Sockets, Successor};
 use crate::admin::Endpoint;
-use crate::config::Config;
 use crate::net::bind::{Bind, ListenSocket};
 use crate::phases;
-use crate::runtime::reload::{Loaded, Reloader, Source};
+use crate::runtime::reload::{Document, Loaded, Reloader, Source};
+use crate::runtime::watch::Watch;
 use crate::runtime::{Boot, Live, Part, Plan, Snapshot, tasks};
 
 /// For what still runs to be dropped.
@@ -51,7 +51,18 @@ pub struct How {
 /// # Errors
 /// When the process cannot start: a socket, a file, a user. What is wrong in the configuration was found before.
 pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
-    let Loaded { config, plan, .. } = loaded;
+    let Loaded {
+        config,
+        plan,
+        sources,
+        ..
+    } = loaded;
+    let document = Document {
+        source,
+        config,
+        // Now: what changes from here on is not in it.
+        watch: Watch::new(sources.into_dependencies()),
+    };
     let Plan { boot, snapshot } = plan;
     let background = match how.daemon || boot.daemon {
         true => Some(daemon::fork(
@@ -81,8 +92,7 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
         eprintln!("weir: {greeting}");
     }
     let live = serve(
-        source,
-        config,
+        document,
         boot,
         Arc::new(snapshot),
         doors,
@@ -195,8 +205,7 @@ fn open_admin(
 }
 
 fn serve(
-    source: Source,
-    config: Config,
+    document: Document,
     boot: Boot,
     snapshot: Arc<Snapshot>,
     doors: Doors,
@@ -259,7 +268,7 @@ fn serve(
         std::process::id()
     );
     // A process without a file has no successor; whoever waits on the default path waits for another one.
-    let upgrade_sock = match source {
+    let upgrade_sock = match document.source {
         Source::File(_) => Some(boot.upgrade_sock.clone()),
         Source::Text { .. } => None,
     };
@@ -270,7 +279,7 @@ fn serve(
             orders: Mutex::new(Some(orders)),
         }
     });
-    let reloader = Arc::new(Reloader::new(source, config, boot, live.clone()));
+    let reloader = Arc::new(Reloader::new(document, boot, live.clone()));
     let signals = Signals {
         reloader,
         services,

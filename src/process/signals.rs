@@ -14,7 +14,8 @@ use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use super::logs::Logs;
 use super::service::Handle;
@@ -25,6 +26,8 @@ use crate::runtime::reload::Reloader;
 
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
+/// How often files are looked at that are watched.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Holds back the signals until [`Signals`] handles them: by default HUP and USR1 would end the process.
 ///
@@ -91,6 +94,8 @@ impl Signals {
         let mut interrupt = signal(SignalKind::interrupt())?;
         release()?;
         let mut orders = self.take_orders();
+        let (watcher, mut changes) = mpsc::channel(1);
+        let watching = tokio::spawn(watch(self.reloader.clone(), watcher));
         let heir = loop {
             tokio::select! {
                 _ = hangup.recv() => {
@@ -104,6 +109,7 @@ impl Signals {
                     }
                     order => self.obey(order).await,
                 },
+                Some(order) = changes.recv() => self.obey(order).await,
                 _ = reopen.recv() => self.logs.reopen(),
                 _ = terminate.recv() => {
                     log::info!("TERM: draining");
@@ -126,6 +132,7 @@ impl Signals {
                 }
             }
         };
+        watching.abort();
         // Who has given one that still waits learns that it will not be carried out.
         drop(orders);
         let mut drained = pin!(self.drain(heir));
@@ -251,6 +258,37 @@ impl Signals {
             }
         }
         log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
+    }
+}
+
+/// Orders a reload whenever the files have changed, if that is wanted. In a task of its own: a file system that hangs must not
+/// keep signals waiting.
+async fn watch(reloader: Arc<Reloader>, orders: mpsc::Sender<Order>) {
+    let mut look = tokio::time::interval(WATCH_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if !reloader.live().load().watch {
+            continue;
+        }
+        let reloader = reloader.clone();
+        let looked = tokio::task::spawn_blocking(move || reloader.have_files_changed()).await;
+        match looked {
+            Ok(true) => log::info!("the files have changed: reloading"),
+            Ok(false) => continue,
+            Err(e) => {
+                log::error!("cannot look at the files: {e}");
+                continue;
+            }
+        }
+        let (done, outcome) = oneshot::channel();
+        let order = Order::Reload {
+            dry_run: false,
+            done,
+        };
+        // Either fails only when nobody takes orders any more. What came of it is in the log.
+        let _ = orders.send(order).await;
+        let _ = outcome.await;
     }
 }
 

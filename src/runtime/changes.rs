@@ -70,7 +70,8 @@ impl Changes {
             trusted_proxies,
             log,
             drain,
-            grace_period_seconds
+            grace_period_seconds,
+            watch
         );
         changes
     }
@@ -305,13 +306,14 @@ sites:
     #[test]
     fn every_key_is_compared_or_refused() {
         const SECTIONS: [&str; 4] = ["pools", "listeners", "sites", "static"];
-        const SETTINGS: [&str; 6] = [
+        const SETTINGS: [&str; 7] = [
             "resolver",
             "defaults",
             "trusted_proxies",
             "log",
             "drain",
             "grace_period_seconds",
+            "watch",
         ];
         const OF_THE_START: [&str; 13] = [
             "admin",

@@ -11,7 +11,7 @@ use crate::build::Build;
 use crate::config::{self, Admin, Config};
 use crate::handler::proxy;
 use crate::http::version::Protocols;
-use crate::issue::{At, Issues, Sources};
+use crate::issue::{At, Dependency, Issues, Sources};
 use crate::net::{Bind, Bounds, Listener, Listeners};
 use crate::pool::{Names, Pool};
 use crate::router::Router;
@@ -76,6 +76,7 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
             trusted_proxies: config.trusted_proxies.clone(),
             log: log?,
             drain,
+            watch: config.watch,
             cuts: previous.map_or_else(Arc::default, |previous| previous.cuts.clone()),
             tunnels: AtomicUsize::new(0),
             edge,
@@ -542,6 +543,9 @@ fn load_pair(
     at: &At<'_>,
     b: &mut Build<'_>,
 ) -> Option<CertifiedKey> {
+    for file in [cert, key] {
+        b.sources.depends_on(Dependency::File(file.to_owned()));
+    }
     match CertifiedKey::load(cert, key) {
         Ok(certificate) => return Some(certificate),
         Err(LoadError::Cert(what)) => b.error(&at.key("cert"), what),

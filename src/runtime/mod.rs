@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::handler::files::Files;
 use crate::log;
-use crate::net::{Bind, Listeners};
+use crate::net::{Bind, Listeners, Open};
 use crate::pool::Pool;
 use crate::router::Router;
 use crate::tls::{Acceptor, CertifiedKey, Resolver};
@@ -23,6 +23,7 @@ pub mod cuts;
 pub mod reload;
 pub mod status;
 pub mod tasks;
+pub mod watch;
 
 pub use compile::compile;
 pub use cuts::Cuts;
@@ -114,6 +115,8 @@ pub struct Snapshot {
     pub trusted_proxies: Vec<Cidr>,
     pub log: log::Compiled,
     pub drain: Drain,
+    /// Whether to reload when the files change.
+    pub watch: bool,
     /// What is cut off when the process ends; one for all snapshots.
     pub cuts: Arc<Cuts>,
     /// Requests under it that became tunnels and still are.
@@ -160,6 +163,18 @@ struct Older {
     since: SystemTime,
     /// When the next one took its place.
     until: SystemTime,
+    /// Connections of the listeners that the next one does not have.
+    leaving: Vec<Arc<Open>>,
+}
+
+impl Older {
+    fn is_in_use(&self) -> bool {
+        self.snapshot.strong_count() > 0 || self.connections() > 0
+    }
+
+    fn connections(&self) -> usize {
+        self.leaving.iter().map(|open| open.count()).sum()
+    }
 }
 
 impl Live {
@@ -182,13 +197,21 @@ impl Live {
         let until = snapshot.since;
         let last = self.snapshot.swap(snapshot);
         let mut older = self.older.lock();
-        older.retain(|older| older.snapshot.strong_count() > 0);
+        older.retain(Older::is_in_use);
         older.push(Older {
             generation: last.generation,
             since: last.since,
             until,
+            leaving: Vec::new(),
             snapshot: Arc::downgrade(&last),
         });
+    }
+
+    /// Notes the connections of a listener that the live snapshot does not have any more.
+    pub fn leave(&self, connections: Arc<Open>) {
+        if let Some(last) = self.older.lock().last_mut() {
+            last.leaving.push(connections);
+        }
     }
 
     /// From now on, whoever asks is told that the process will end.
@@ -216,22 +239,21 @@ impl Live {
     /// What still goes on under former snapshots.
     fn older(&self) -> Vec<status::Generation> {
         let older = self.older.lock();
-        let in_use = older.iter().filter_map(|older| {
-            let snapshot = older.snapshot.upgrade()?;
-            // One more is this one here.
-            let holders = Arc::strong_count(&snapshot) - 1;
-            let tunnels = snapshot.tunnels.load(Ordering::Relaxed).min(holders);
-            Some(status::Generation {
+        let in_use = older.iter().filter(|older| older.is_in_use());
+        let status = in_use.map(|older| {
+            let holders = older.snapshot.strong_count();
+            let snapshot = older.snapshot.upgrade();
+            let tunnels = snapshot.map_or(0, |snapshot| snapshot.tunnels.load(Ordering::Relaxed));
+            status::Generation {
                 generation: older.generation,
                 since: status::seconds(older.since),
                 until: status::seconds(older.until),
-                requests: (holders - tunnels) as u64,
+                requests: holders.saturating_sub(tunnels) as u64,
                 tunnels: tunnels as u64,
-            })
+                connections: older.connections() as u64,
+            }
         });
-        in_use
-            .filter(|older| older.requests + older.tunnels > 0)
-            .collect()
+        status.collect()
     }
 
     /// Requests that are served now, under whichever snapshot.

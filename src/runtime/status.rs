@@ -46,6 +46,8 @@ pub struct Generation {
     pub requests: u64,
     /// WebSockets and the like.
     pub tunnels: u64,
+    /// Connections of listeners that the next configuration does not have.
+    pub connections: u64,
 }
 
 impl Status {
