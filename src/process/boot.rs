@@ -4,6 +4,7 @@
 //! become the user, and only then start threads.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -16,11 +17,23 @@ use super::service::{Change, Handle, ListenerService, Opened};
 use super::signals::{self, Admin, Signals};
 use super::upgrade::{Receiver, Sockets, Successor};
 use crate::admin::Endpoint;
-use crate::config::Config;
 use crate::net::bind::{Bind, ListenSocket};
 use crate::phases;
-use crate::runtime::reload::{Loaded, Reloader, Source};
+use crate::runtime::reload::{Document, Loaded, Reloader, Source};
+use crate::runtime::watch::Watch;
 use crate::runtime::{Boot, Live, Part, Plan, Snapshot, tasks};
+
+/// For what still runs to be dropped.
+const CUTTING: Duration = Duration::from_secs(1);
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All requests that began were answered.
+    Whole,
+    /// Some were cut.
+    Cut,
+}
 
 /// How to start, from the command line.
 #[derive(Clone, Debug, Default)]
@@ -33,12 +46,23 @@ pub struct How {
     pub greeting: Option<String>,
 }
 
-/// Runs until told to stop.
+/// Runs until told to stop; the result says what came of the last requests.
 ///
 /// # Errors
 /// When the process cannot start: a socket, a file, a user. What is wrong in the configuration was found before.
-pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
-    let Loaded { config, plan, .. } = loaded;
+pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
+    let Loaded {
+        config,
+        plan,
+        sources,
+        ..
+    } = loaded;
+    let document = Document {
+        source,
+        config,
+        // Now: what changes from here on is not in it.
+        watch: Watch::new(sources.into_dependencies()),
+    };
     let Plan { boot, snapshot } = plan;
     let background = match how.daemon || boot.daemon {
         true => Some(daemon::fork(
@@ -68,18 +92,31 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
         eprintln!("weir: {greeting}");
     }
     let live = serve(
-        source,
-        config,
+        document,
         boot,
         Arc::new(snapshot),
         doors,
         successor,
         logs.clone(),
     );
+    await_cuts(&live);
+    let cuts = live.load().cuts.clone();
+    cuts.report();
     logs.flush();
     // Only now: the last snapshot holds the files that were flushed.
     drop(live);
-    Ok(())
+    Ok(match cuts.count() {
+        0 => Ended::Whole,
+        _ => Ended::Cut,
+    })
+}
+
+/// The runtimes drop what still ran on threads of their own, for which nobody waits.
+fn await_cuts(live: &Live) {
+    let deadline = Instant::now() + CUTTING;
+    while live.connections() + live.requests() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Waits for the running process and takes its sockets. The foreground returns as soon as it may be told (QUIT).
@@ -168,8 +205,7 @@ fn open_admin(
 }
 
 fn serve(
-    source: Source,
-    config: Config,
+    document: Document,
     boot: Boot,
     snapshot: Arc<Snapshot>,
     doors: Doors,
@@ -218,6 +254,8 @@ fn serve(
         service.expect("each part has its service").follow(change);
     }
     await_probes(&snapshot);
+    // Who counts its holders counts requests.
+    drop(snapshot);
     // The sockets listen already: whoever connects from now on is served.
     if let Some(successor) = successor
         && let Err(e) = successor.ready()
@@ -230,7 +268,7 @@ fn serve(
         std::process::id()
     );
     // A process without a file has no successor; whoever waits on the default path waits for another one.
-    let upgrade_sock = match source {
+    let upgrade_sock = match document.source {
         Source::File(_) => Some(boot.upgrade_sock.clone()),
         Source::Text { .. } => None,
     };
@@ -241,7 +279,7 @@ fn serve(
             orders: Mutex::new(Some(orders)),
         }
     });
-    let reloader = Arc::new(Reloader::new(source, config, boot, live.clone()));
+    let reloader = Arc::new(Reloader::new(document, boot, live.clone()));
     let signals = Signals {
         reloader,
         services,

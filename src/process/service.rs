@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::net::bind::{Bind, ListenSocket};
 use crate::net::connection::Shared;
 use crate::net::gate::Refuse;
-use crate::net::{Listener, accept};
+use crate::net::{Listener, Open, accept};
 use crate::runtime::tasks::Tasks;
 use crate::runtime::{Live, Part, Snapshot};
 
@@ -35,6 +36,7 @@ enum Event {
 #[derive(Clone)]
 struct Entrance {
     socket: Arc<ListenSocket>,
+    open: Arc<Open>,
     listener: Arc<ArcSwap<Listener>>,
     draining: ShutdownWatch,
 }
@@ -52,7 +54,8 @@ pub struct Handle {
     pub part: Part,
     events: mpsc::UnboundedSender<Event>,
     doors: Arc<Mutex<Doors>>,
-    open: Arc<std::sync::atomic::AtomicUsize>,
+    live: Arc<Live>,
+    tunnels: Arc<watch::Sender<bool>>,
 }
 
 impl Handle {
@@ -74,6 +77,7 @@ impl Handle {
             if !stays {
                 log::info!("no longer listening on {bind}");
                 let _ = door.drain.send(true);
+                self.live.leave(door.open.clone());
             }
             stays
         });
@@ -91,13 +95,16 @@ impl Handle {
     fn open(&self, socket: ListenSocket, listener: Arc<Listener>) -> Door {
         let (socket, listener) = (Arc::new(socket), Arc::new(ArcSwap::new(listener)));
         let (drain, draining) = watch::channel(false);
+        let open = Open::new(self.live.open(self.part).clone());
         self.tell(Event::Accept(Entrance {
             socket: socket.clone(),
+            open: open.clone(),
             listener: listener.clone(),
             draining,
         }));
         Door {
             socket,
+            open,
             listener,
             drain,
         }
@@ -110,7 +117,7 @@ impl Handle {
 
     /// Connections that are open now.
     pub fn open_connections(&self) -> usize {
-        self.open.load(std::sync::atomic::Ordering::Acquire)
+        self.live.open(self.part).load(Ordering::Acquire)
     }
 
     pub fn is_listening_on(&self, bind: &Bind) -> bool {
@@ -136,6 +143,11 @@ impl Handle {
             let _ = door.drain.send(true);
         }
     }
+
+    /// Has both sides of each WebSocket close it.
+    pub fn close_tunnels(&self) {
+        self.tunnels.send_replace(true);
+    }
 }
 
 /// The listening sockets of a service, by address.
@@ -146,6 +158,7 @@ struct Doors(HashMap<Bind, Door>);
 struct Door {
     /// Kept to be handed to the next process.
     socket: Arc<ListenSocket>,
+    open: Arc<Open>,
     listener: Arc<ArcSwap<Listener>>,
     drain: watch::Sender<bool>,
 }
@@ -164,17 +177,18 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
         part: Part,
         app: Arc<A>,
         refuse: Arc<dyn Refuse>,
-        live: &Live,
+        live: &Arc<Live>,
         threads: usize,
         tasks_per_socket: usize,
     ) -> (ListenerService<A>, Handle) {
         let (sender, events) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(app, refuse, live.open(part).clone()));
+        let shared = Arc::new(Shared::new(app, refuse));
         let handle = Handle {
             part,
             events: sender,
             doors: Arc::default(),
-            open: shared.open.clone(),
+            live: live.clone(),
+            tunnels: shared.tunnels.clone(),
         };
         let service = ListenerService {
             part,
@@ -192,10 +206,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
             pingora_runtime::current_handle().spawn(async move {
                 let Entrance {
                     socket,
+                    open,
                     listener,
                     draining,
                 } = entrance;
-                if let Err(e) = accept::run(shared, &socket, listener, draining).await {
+                if let Err(e) = accept::run(shared, &socket, open, listener, draining).await {
                     log::error!("cannot accept: {e}");
                 }
             });

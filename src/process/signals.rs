@@ -4,6 +4,7 @@
 //! Pingora waits for its shutdown signal here; when this returns, everything that could finish has finished, so the
 //! answer is always a fast shutdown: Pingora's graceful one sleeps for a fixed time and then cuts.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,16 +14,20 @@ use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use super::logs::Logs;
 use super::service::Handle;
 use super::upgrade::{self, Handover};
 use crate::admin::{self, Endpoint, Order, Orders, Refusal, Reloaded};
+use crate::runtime::Drain;
 use crate::runtime::reload::Reloader;
 
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
+/// How often files are looked at that are watched.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Holds back the signals until [`Signals`] handles them: by default HUP and USR1 would end the process.
 ///
@@ -75,6 +80,7 @@ impl ShutdownSignalWatch for Signals {
         if let Err(e) = self.handle().await {
             log::error!("cannot handle signals: {e}");
         }
+        self.reloader.live().load().cuts.begin();
         ShutdownSignal::FastShutdown
     }
 }
@@ -88,7 +94,9 @@ impl Signals {
         let mut interrupt = signal(SignalKind::interrupt())?;
         release()?;
         let mut orders = self.take_orders();
-        loop {
+        let (watcher, mut changes) = mpsc::channel(1);
+        let watching = tokio::spawn(watch(self.reloader.clone(), watcher));
+        let heir = loop {
             tokio::select! {
                 _ = hangup.recv() => {
                     // What came of it is in the log.
@@ -97,23 +105,24 @@ impl Signals {
                 Some(order) = orders.recv() => match order {
                     Order::Stop => {
                         log::info!("told to stop: draining");
-                        break;
+                        break None;
                     }
                     order => self.obey(order).await,
                 },
+                Some(order) = changes.recv() => self.obey(order).await,
                 _ = reopen.recv() => self.logs.reopen(),
                 _ = terminate.recv() => {
                     log::info!("TERM: draining");
-                    break;
+                    break None;
                 }
                 _ = quit.recv() => match self.hand_over().await {
                     Ok(Handover::Done) => {
                         log::info!("QUIT: the new process serves; draining");
-                        break;
+                        break Some(Heir);
                     }
                     Ok(Handover::Nobody) => {
                         log::info!("QUIT: no new process waits for the sockets; draining");
-                        break;
+                        break None;
                     }
                     Err(e) => log::error!("QUIT: the sockets were not handed over: {e}; going on"),
                 },
@@ -122,13 +131,24 @@ impl Signals {
                     return Ok(());
                 }
             }
-        }
+        };
+        watching.abort();
         // Who has given one that still waits learns that it will not be carried out.
         drop(orders);
-        tokio::select! {
-            () = self.drain() => {}
-            _ = interrupt.recv() => log::info!("INT: ending now"),
-            _ = terminate.recv() => log::info!("TERM again: ending now"),
+        let mut drained = pin!(self.drain(heir));
+        loop {
+            tokio::select! {
+                () = &mut drained => break,
+                _ = reopen.recv() => self.logs.reopen(),
+                _ = interrupt.recv() => {
+                    log::info!("INT: ending now");
+                    break;
+                }
+                _ = terminate.recv() => {
+                    log::info!("TERM again: ending now");
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -202,20 +222,37 @@ impl Signals {
         tokio::task::spawn_blocking(hand_over).await?
     }
 
-    /// Ends when the last connection has, or when the grace period is over.
-    async fn drain(&self) {
-        if let Some(Admin { endpoint, .. }) = &self.admin {
-            endpoint.close();
-        }
-        let grace = self.reloader.live().load().grace_period;
+    /// Ends when the last connection has, or at the deadline.
+    async fn drain(&self, heir: Option<Heir>) {
+        let live = self.reloader.live();
+        let Drain {
+            announce,
+            tunnels,
+            deadline,
+        } = live.load().drain;
         let began = Instant::now();
+        match (heir, &self.admin) {
+            // The socket is its by now, and who asks whether there is somebody to serve is to get its answer.
+            (Some(Heir), Some(admin)) => admin.endpoint.close(),
+            (Some(Heir), None) => {}
+            (None, _) => {
+                live.drain();
+                tokio::time::sleep(announce).await;
+            }
+        }
+        let tunnels = Instant::now() + tunnels;
+        let mut told = false;
         // One after the other: the edge may proxy to the companion until its last request is answered.
         for service in &self.services {
             service.drain();
             while service.open_connections() > 0 {
-                if began.elapsed() >= grace {
+                if began.elapsed() >= deadline {
                     let open: usize = self.services.iter().map(Handle::open_connections).sum();
-                    return log::warn!("grace period over: {open} connections are cut");
+                    return log::warn!("time is over: {open} connections are open still");
+                }
+                if !told && Instant::now() >= tunnels {
+                    told = true;
+                    self.services.iter().for_each(Handle::close_tunnels);
                 }
                 tokio::time::sleep(DRAIN_TICK).await;
             }
@@ -223,3 +260,37 @@ impl Signals {
         log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
     }
 }
+
+/// Orders a reload whenever the files have changed, if that is wanted. In a task of its own: a file system that hangs must not
+/// keep signals waiting.
+async fn watch(reloader: Arc<Reloader>, orders: mpsc::Sender<Order>) {
+    let mut look = tokio::time::interval(WATCH_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if !reloader.live().load().watch {
+            continue;
+        }
+        let reloader = reloader.clone();
+        let looked = tokio::task::spawn_blocking(move || reloader.have_files_changed()).await;
+        match looked {
+            Ok(true) => log::info!("the files have changed: reloading"),
+            Ok(false) => continue,
+            Err(e) => {
+                log::error!("cannot look at the files: {e}");
+                continue;
+            }
+        }
+        let (done, outcome) = oneshot::channel();
+        let order = Order::Reload {
+            dry_run: false,
+            done,
+        };
+        // Either fails only when nobody takes orders any more. What came of it is in the log.
+        let _ = orders.send(order).await;
+        let _ = outcome.await;
+    }
+}
+
+/// The process that has taken the sockets over.
+struct Heir;

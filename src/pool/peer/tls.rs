@@ -29,7 +29,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::issue::{At, Issues, Sources};
+use crate::issue::{At, Dependency, Issues, Sources};
 use crate::tls::{CertifiedKey, LoadError};
 
 /// TLS towards the backends of a pool, 1.2 or newer. `tls: true` takes all defaults.
@@ -148,6 +148,7 @@ impl Config {
         let mut complete = true;
         let authorities = self.ca.as_ref().map(|ca| {
             let ca = path("ca", ca);
+            sources.depends_on(Dependency::File(ca.clone()));
             fs::read(&ca)
                 .map_err(|e| format!("cannot read `{}`: {e}", ca.display()))
                 .and_then(|pem| {
@@ -180,6 +181,7 @@ impl Config {
             (Some(cert), Some(key)) => {
                 let (cert, key) = (path("cert", cert), path("key", key));
                 for file in [&cert, &key] {
+                    sources.depends_on(Dependency::File(file.clone()));
                     fs::read(file).unwrap_or_default().hash(&mut files);
                 }
                 match CertifiedKey::load(&cert, &key) {
