@@ -7,7 +7,7 @@ use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually};
 use crate::harness::websocket::{self, Frame};
 use crate::harness::{Run, Setup, Weir, one_pool, one_site};
-use crate::streaming::open_websocket;
+use crate::streaming::{open_websocket, open_websocket_on};
 
 const CUT: i32 = 4;
 
@@ -109,6 +109,25 @@ fn websockets_are_closed_on_both_sides() {
     assert!(weir.wait().success());
     assert_eq!(app.hits(), 1);
     assert!(!weir.error_log().contains("cut"), "{}", weir.error_log());
+}
+
+#[test]
+fn websocket_over_tls_is_closed_too() {
+    let app = Origin::start(Behaviour::WebSocket);
+    let mut weir = Weir::with("app", &app).start(
+        "
+        drain: { tunnels: 50ms }
+        listeners: { https: { bind: '127.0.0.1:{https}', tls: {} } }
+        pools: { app: { backends: ['{app}'] } }
+        sites: { main: { hosts: ['*'], tls: { self_signed: true }, routes: [{ proxy: app }] } }
+        ",
+    );
+    let mut connection = open_websocket_on(weir.connect_tls("localhost"));
+    weir.signal(Signal::SIGTERM);
+    assert_eq!(connection.read_frame().expect("a frame"), close(1012));
+    connection.send_frame(&close(1012)).expect("send");
+    connection.read_close().expect("a clean end");
+    assert!(weir.wait().success());
 }
 
 #[test]
