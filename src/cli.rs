@@ -15,7 +15,7 @@ use crate::config;
 use crate::exchange::Failure;
 use crate::http::{host, path};
 use crate::issue::Issues;
-use crate::process::{self, How};
+use crate::process::{self, Ended, How};
 use crate::router::RequestFacts;
 use crate::runtime::reload::{self, Source};
 
@@ -189,7 +189,8 @@ fn run(source: Source, how: How) -> ExitCode {
     };
     print_issues(&loaded.warnings);
     match process::run(source, loaded, how) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Whole) => ExitCode::SUCCESS,
+        Ok(Ended::Cut) => ExitCode::from(process::EXIT_CUT),
         Err(e) => {
             eprintln!("weir: {e:#}");
             ExitCode::from(process::EXIT_FAILED)

@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use left_out::LeftOut;
-pub use sources::Sources;
+pub use sources::{Dependency, Sources};
 
 /// A place in the document, as a chain of borrowed keys and indices: `sites.shop.routes[1].proxy`.
 #[derive(Clone, Copy, Debug)]

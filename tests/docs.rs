@@ -48,7 +48,7 @@ fn surroundings(block: &str) -> Setup {
 
 /// The document of which `block` is a part.
 fn whole(block: &str) -> String {
-    const SECTIONS: [&str; 13] = [
+    const SECTIONS: [&str; 15] = [
         "admin",
         "version",
         "threads",
@@ -62,6 +62,8 @@ fn whole(block: &str) -> String {
         "defaults",
         "static",
         "grace_period_seconds",
+        "drain",
+        "watch",
     ];
     let parsed: Value = serde_yaml::from_str(block).expect("parsed before");
     let has = |key: &str| parsed.get(key).is_some();

@@ -41,6 +41,7 @@ mod upstream; // what is spoken with backends: TLS, HTTP/2, the PROXY protocol
 
 // the process
 mod admin; // status, reload, drain, stop
+mod drain; // what it tells, and how it ends
 mod logs; // access log, error log, reopening
 mod reload;
 mod shutdown;

@@ -124,7 +124,10 @@ fn backend_may_refuse_an_upgrade() {
 
 /// A WebSocket through weir, right after its handshake.
 pub fn open_websocket(weir: &Weir) -> Connection {
-    let mut connection = weir.connect();
+    open_websocket_on(weir.connect())
+}
+
+pub fn open_websocket_on(mut connection: Connection) -> Connection {
     let answer = connection.fetch(&websocket_request()).expect("an answer");
     assert_eq!(answer.status, 101);
     let accept = answer.header("sec-websocket-accept");

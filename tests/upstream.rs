@@ -12,6 +12,7 @@ use crate::harness::client::{Http2, get, post};
 use crate::harness::grpc::{GrpcOrigin, Says};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::secure::{SecureOrigin, Skills, acceptor};
+use crate::harness::wait::{PATIENCE, eventually};
 use crate::harness::websocket::Frame;
 use crate::harness::{Setup, Weir};
 use crate::streaming::open_websocket;
@@ -70,7 +71,7 @@ fn old_versions_are_not_spoken() {
         let (setup, _, pair) = secure();
         let app = SecureOrigin::start(Skills {
             tls: Some(acceptor(&pair, HTTP1, newest)),
-            prior_knowledge: false,
+            ..Skills::default()
         });
         let weir = setup
             .with("app", &app)
@@ -150,6 +151,232 @@ fn grpc_goes_through_with_its_trailers_many_calls_at_once() {
     assert_eq!(asked.len(), 20);
     assert!(asked.iter().all(|call| call.headers["te"] == "trailers"));
     assert_eq!(asked[0].message, [0; 5]);
+}
+
+/// A document with a TLS listener for clients of HTTP/2, and a pool.
+fn for_http2(pool: &str) -> String {
+    format!(
+        "
+        listeners: {{ https: {{ bind: '127.0.0.1:{{https}}', tls: {{}} }} }}
+        pools: {{ app: {pool} }}
+        sites: {{ main: {{ hosts: ['*'], tls: {{ self_signed: true }}, routes: [{{ proxy: app }}] }} }}
+        "
+    )
+}
+
+const H2C: &str = "{ backends: ['{app}'], protocol: h2c }";
+
+#[test]
+fn grpc_messages_pass_both_ways_while_the_call_lasts() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start(&for_http2(H2C));
+    let call = post("/echo", "")
+        .header("Content-Type", "application/grpc")
+        .header("TE", "trailers");
+    let mut call = weir.connect_http2("localhost").open(&call).expect("open");
+    for message in ["one", "two", "three"] {
+        call.say(message, false).expect("send");
+        assert_eq!(call.hear().expect("a part").as_deref(), Some(message));
+    }
+    call.say("", true).expect("send");
+    assert_eq!(call.hear().expect("the end"), None);
+    let trailers = call.trailers().expect("trailers");
+    assert_eq!(trailers.get("grpc-status"), Some("0"));
+}
+
+#[test]
+fn events_of_an_http2_backend_arrive_one_by_one() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start_pool(H2C);
+    let mut connection = weir.connect();
+    let head = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Type: text/event-stream\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    connection.send(head.as_bytes()).expect("send");
+    let head = connection.read_final_head().expect("a header");
+    assert_eq!(head.headers.get("content-type"), Some("text/event-stream"));
+    for event in ["data: one\n\n", "data: two\n\n"] {
+        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+        connection.send(chunk.as_bytes()).expect("send");
+        let got = connection.read_chunk().expect("an event");
+        assert_eq!(got, event.as_bytes());
+    }
+    connection.send(b"0\r\n\r\n").expect("send");
+    assert_eq!(connection.read_chunk().expect("the last chunk"), b"");
+}
+
+#[test]
+fn events_of_an_http1_backend_arrive_one_by_one() {
+    let app = Origin::start(Behaviour::Steps(3));
+    let weir = Weir::with("app", &app).start(&for_http2("{ backends: ['{app}'] }"));
+    let request = get("/events").header("Accept", "text/event-stream");
+    let mut events = weir
+        .connect_http2("localhost")
+        .open(&request)
+        .expect("open");
+    events.say("", true).expect("send");
+    for part in ["part 0\n", "part 1\n", "part 2\n"] {
+        app.release(1);
+        assert_eq!(events.hear().expect("a part").as_deref(), Some(part));
+    }
+    assert_eq!(events.hear().expect("the end"), None);
+}
+
+/// Sends 100 requests at the same time to a backend that answers none before all are there.
+fn send_a_crowd(skills: Skills, setup: Setup, pool: &str) {
+    const CROWD: usize = 100;
+    let app = SecureOrigin::start(skills.in_crowds_of(CROWD));
+    let weir = setup.with("app", &app).start(&for_http2(pool));
+    let mut client = weir.connect_http2("localhost");
+    for _ in 0..3 {
+        for answer in client.fetch_all(&vec![get("/"); CROWD]) {
+            assert_eq!(answer.expect("an answer").status, 200);
+        }
+    }
+    // One, if all went one after the other: while a stream begins or ends on a connection, another thread does not see it.
+    let connections = app.connections();
+    assert!(connections <= 8, "{connections} connections");
+}
+
+#[test]
+fn many_requests_share_a_connection_of_http2() {
+    send_a_crowd(Skills::h2c(), Setup::new(), H2C);
+}
+
+#[test]
+fn many_requests_share_a_connection_of_http2_over_tls() {
+    let (setup, _, pair) = secure();
+    let pool = format!("{{ backends: ['{{app}}'], {TRUSTED} }}");
+    send_a_crowd(Skills::tls(&pair, BOTH), setup, &pool);
+}
+
+#[test]
+fn backend_may_let_few_requests_share_a_connection() {
+    let app = SecureOrigin::start(Skills {
+        streams: Some(1),
+        ..Skills::h2c()
+    });
+    let weir = Weir::with("app", &app).start(&for_http2(H2C));
+    for answer in weir
+        .connect_http2("localhost")
+        .fetch_all(&vec![get("/"); 50])
+    {
+        assert_eq!(answer.expect("an answer").status, 200);
+    }
+}
+
+#[test]
+fn one_try_is_enough_where_others_make_a_connection() {
+    let app = SecureOrigin::h2c();
+    let document = for_http2(H2C).replace("pools:", "max_retries: 1\n        pools:");
+    let weir = Weir::with("app", &app).start(&document);
+    for answer in weir
+        .connect_http2("localhost")
+        .fetch_all(&vec![get("/"); 50])
+    {
+        assert_eq!(answer.expect("an answer").status, 200);
+    }
+}
+
+#[test]
+fn pools_that_differ_in_tls_share_no_connection() {
+    for alpn in [HTTP1, BOTH] {
+        let (setup, authority, pair) = secure();
+        authority.issue(setup.dir(), "weir", &["weir.internal"]);
+        Authority::new().write(setup.dir(), "other-ca.pem");
+        let app = SecureOrigin::tls(&pair, alpn);
+        let weir = setup.with("app", &app).allow("").start(
+            "
+            listeners: { http: { bind: '127.0.0.1:{http}' } }
+            pools:
+              plain: { backends: ['{app}'], tls: { sni: app.internal, ca: ca.pem } }
+              known: { backends: ['{app}'], tls: { sni: app.internal, ca: ca.pem, cert: weir.pem, key: weir.key } }
+              named: { backends: ['{app}'], tls: { sni: other.internal, verify: false } }
+              wary: { backends: ['{app}'], tls: { sni: app.internal, ca: other-ca.pem } }
+            sites:
+              main:
+                hosts: ['*']
+                routes:
+                  - { match: { path: /plain }, proxy: plain }
+                  - { match: { path: /known }, proxy: known }
+                  - { match: { path: /named }, proxy: named }
+                  - { match: { path: /wary }, proxy: wary }
+            ",
+        );
+        let mut client = weir.connect();
+        for _ in 0..2 {
+            for (path, facts) in [
+                ("/plain", "TLSv1.3 for app.internal from nobody"),
+                ("/known", "TLSv1.3 for app.internal from weir.internal"),
+                ("/named", "TLSv1.3 for other.internal from nobody"),
+            ] {
+                let answer = client.fetch(&get(path)).expect("an answer");
+                assert!(answer.text().ends_with(facts), "{path}: {}", answer.text());
+            }
+        }
+        assert_eq!(app.connections(), 3);
+        assert_eq!(weir.get("/wary").status, 502);
+    }
+}
+
+#[test]
+fn tls_sessions_go_on_with_the_next_connection() {
+    for newest in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        for alpn in [HTTP1, BOTH] {
+            let (setup, _, pair) = secure();
+            let app = SecureOrigin::start(Skills {
+                tls: Some(acceptor(&pair, alpn, newest)),
+                ..Skills::default()
+            });
+            let weir = setup.with("app", &app).start_pool(&format!(
+                "{{ backends: ['{{app}}'], {TRUSTED}, timeouts: {{ idle: 1ms }} }}"
+            ));
+            eventually(PATIENCE, || {
+                assert_eq!(weir.get("/").status, 200);
+                app.connections() >= 4
+            });
+            assert_eq!(app.resumptions(), app.connections() - 1);
+        }
+    }
+}
+
+#[test]
+fn sessions_of_one_pool_are_not_for_another() {
+    let (setup, _, pair) = secure();
+    Authority::new().write(setup.dir(), "other-ca.pem");
+    let app = SecureOrigin::tls(&pair, HTTP1);
+    let weir = setup.with("app", &app).allow("").start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools:
+          careless: { backends: ['{app}'], tls: { verify: false, sni: app.internal } }
+          wary: { backends: ['{app}'], tls: { sni: app.internal, ca: other-ca.pem } }
+        sites:
+          main:
+            hosts: ['*']
+            routes:
+              - { match: { path: /careless }, proxy: careless }
+              - { match: { path: /wary }, proxy: wary }
+        ",
+    );
+    assert_eq!(weir.get("/careless").status, 200);
+    assert_eq!(weir.get("/wary").status, 502);
+    assert_eq!(app.resumptions(), 0);
+}
+
+#[test]
+fn websocket_passes_to_a_backend_over_tls() {
+    // one that would speak HTTP/2 if it were asked
+    let (setup, _, pair) = secure();
+    let app = SecureOrigin::tls(&pair, BOTH);
+    let weir = setup
+        .with("app", &app)
+        .start_pool(&format!("{{ backends: ['{{app}}'], {TRUSTED} }}"));
+    assert!(weir.get("/").text().starts_with("h2 "));
+    let mut connection = open_websocket(&weir);
+    for text in ["hello", &"long ".repeat(20_000)] {
+        connection.send_frame(&Frame::text(text)).expect("send");
+        assert_eq!(connection.read_frame().expect("a frame"), Frame::text(text));
+    }
 }
 
 #[test]
@@ -266,6 +493,49 @@ fn body_that_never_ends_ends_with_the_total_time() {
     connection.send_request(&get("/")).expect("send");
     let whole = connection.read().is_ok_and(|answer| answer.complete);
     assert!(!whole && begun.elapsed() < millis(2000));
+}
+
+#[test]
+fn request_over_http2_may_take_so_long_in_all() {
+    let app = SecureOrigin::start(Skills::h2c().in_crowds_of(2));
+    let weir = Weir::with("app", &app)
+        .allow("")
+        .start_pool("{ backends: ['{app}'], protocol: h2c, timeouts: { total: 300ms } }");
+    let begun = Instant::now();
+    assert_eq!(weir.get("/").status, 504);
+    assert!(begun.elapsed() < millis(1500));
+}
+
+#[test]
+fn body_over_http2_that_falls_silent_ends_with_the_total_time() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).allow("").start(&for_http2(
+        "{ backends: ['{app}'], protocol: h2c, timeouts: { total: 300ms } }",
+    ));
+    let call = post("/echo", "");
+    let mut call = weir.connect_http2("localhost").open(&call).expect("open");
+    let begun = Instant::now();
+    call.say("one", false).expect("send");
+    assert_eq!(call.hear().expect("a part").as_deref(), Some("one"));
+    assert!(call.hear().is_err());
+    assert!(begun.elapsed() < millis(1500));
+}
+
+#[test]
+fn stream_of_events_over_http2_outlives_the_other_limits() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start(&for_http2(
+        "{ backends: ['{app}'], protocol: h2c, timeouts: { read: 200ms, total: 300ms } }",
+    ));
+    let events = post("/echo", "")
+        .header("Content-Type", "text/event-stream")
+        .header("Accept", "text/event-stream");
+    let mut events = weir.connect_http2("localhost").open(&events).expect("open");
+    events.say("one", false).expect("send");
+    assert_eq!(events.hear().expect("an event").as_deref(), Some("one"));
+    thread::sleep(millis(600)); // silence is what is tested
+    events.say("two", false).expect("send");
+    assert_eq!(events.hear().expect("an event").as_deref(), Some("two"));
 }
 
 #[test]

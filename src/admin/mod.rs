@@ -9,6 +9,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /status` | [`Status`](crate::runtime::status::Status), as from a `status` action |
+//! | `GET /ready` | 200 `ready`, or 503 `draining`, in plain text |
 //! | `POST /reload` | [`Reloaded`]; with `?dry_run=true` nothing changes; with `?upgrade=true` a program that was replaced on disk takes over |
 //! | `POST /upgrade` | [`Upgraded`]: a new process has taken over; with `?binary=PATH` another program, with `&timeout=60s` a limit |
 //! | `POST /pools/POOL/members/MEMBER/drain` | [`Drained`]: no new requests, running ones end |

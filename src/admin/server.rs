@@ -147,6 +147,7 @@ impl Endpoint {
             (["status"], "GET" | "HEAD", None) => {
                 Answer::yes(Status::of(&self.live, SystemTime::now()).to_json())
             }
+            (["ready"], "GET" | "HEAD", None) => Answer::ready(!self.live.is_draining()),
             (["reload"], "POST", query @ (None | Some("dry_run=true" | "upgrade=true"))) => {
                 let (dry_run, upgrade) =
                     (query == Some("dry_run=true"), query == Some("upgrade=true"));
@@ -240,7 +241,8 @@ fn parse_upgrade(query: &str) -> Result<Upgrade, String> {
 
 struct Answer {
     status: StatusCode,
-    json: Vec<u8>,
+    kind: &'static str,
+    body: Vec<u8>,
     /// The process is to end, and the answer with it.
     stops: bool,
 }
@@ -249,7 +251,22 @@ impl Answer {
     fn yes(json: Vec<u8>) -> Answer {
         Answer {
             status: StatusCode::OK,
-            json,
+            kind: "application/json",
+            body: json,
+            stops: false,
+        }
+    }
+
+    /// Of `GET /ready`: plain text, for checks that look at it.
+    fn ready(ready: bool) -> Answer {
+        let (status, word) = match ready {
+            true => (StatusCode::OK, "ready\n"),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        };
+        Answer {
+            status,
+            kind: "text/plain",
+            body: word.into(),
             stops: false,
         }
     }
@@ -271,15 +288,15 @@ impl Answer {
 
 async fn write(session: &mut ServerSession, answer: Answer) -> pingora::Result<()> {
     let mut head = ResponseHeader::build(answer.status, Some(3))?;
-    head.insert_header(header::CONTENT_TYPE, "application/json")?;
+    head.insert_header(header::CONTENT_TYPE, answer.kind)?;
     head.insert_header(header::CONNECTION, "close")?;
     if !answer.stops {
-        head.insert_header(header::CONTENT_LENGTH, answer.json.len())?;
+        head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
     }
     session.set_keepalive(None);
     session.write_response_header(Box::new(head)).await?;
     session
-        .write_response_body(Bytes::from(answer.json), false)
+        .write_response_body(Bytes::from(answer.body), false)
         .await?;
     match answer.stops {
         true => Ok(()),

@@ -163,10 +163,7 @@ pub fn drain(command: &Drain, draining: bool, source: Option<&Source>) -> ExitCo
         let drained = client.drain(&command.pool, &command.member, draining)?;
         for member in drained.members {
             let (name, pool, state) = (&member.backend, &command.pool, word(&member));
-            let busy = match member.in_flight {
-                1 => "1 request".to_owned(),
-                count => format!("{count} requests"),
-            };
+            let busy = count(member.in_flight, "request");
             print(&format!("{name} of {pool} is {state}: {busy} in flight\n"));
         }
         Ok(())
@@ -250,14 +247,35 @@ fn print(text: &str) {
 /// The status for people.
 fn page(status: &status::Status, now: DateTime<Local>) -> String {
     let mut page = format!(
-        "weir {}, process {}, up {}; {} open connections\ngeneration {} of the configuration, since {}\n",
+        "weir {}, process {}, up {}; {}\ngeneration {} of the configuration, since {}\n",
         status.version,
         status.process,
         span(status.uptime),
-        status.connections,
+        match status.state {
+            status::State::Serving => format!("{} open connections", status.connections),
+            status::State::Draining => format!(
+                "draining, {} left",
+                count(status.connections as u64, "connection")
+            ),
+        },
         status.generation,
         moment(Some(status.since), now),
     );
+    for older in &status.older {
+        let held = [
+            (older.requests, "request"),
+            (older.tunnels, "tunnel"),
+            (older.connections, "connection"),
+        ];
+        let held = held.into_iter().filter(|(number, _)| *number > 0);
+        let held: Vec<String> = held.map(|(number, thing)| count(number, thing)).collect();
+        page += &format!(
+            "generation {}, until {}, still has {}\n",
+            older.generation,
+            moment(Some(older.until), now),
+            held.join(", "),
+        );
+    }
     for pool in &status.pools {
         let members = pool.members.iter().map(|member| row(member, now));
         let heading = HEADING.map(str::to_owned);
@@ -270,6 +288,13 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
         page += &table(std::iter::once(heading).chain(members).collect());
     }
     page
+}
+
+fn count(number: u64, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        _ => format!("{number} {thing}s"),
+    }
 }
 
 const HEADING: [&str; 9] = [

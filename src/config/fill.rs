@@ -14,7 +14,7 @@ use std::{env, fs};
 
 use super::load::unreadable;
 use super::node::{Content, Node, Scalar, State};
-use crate::issue::{At, Issues, Sources};
+use crate::issue::{At, Dependency, Issues, Sources};
 
 /// Where the values come from.
 pub struct Fill<'a> {
@@ -28,19 +28,21 @@ impl Fill<'_> {
     /// Fills in all text of `node`. What cannot be filled in is reported, and left out.
     pub fn node(&self, node: &mut Node, at: &At<'_>, sources: &mut Sources, issues: &mut Issues) {
         match &mut node.content {
-            Content::Scalar(Scalar::Text(text)) if is_filled(text) => match self.text(text) {
-                Ok((filled, whole)) => {
-                    sources.filled(at.to_path(), filled.clone(), std::mem::take(text));
-                    node.content = match whole {
-                        true => Content::Filled(filled),
-                        false => Content::Scalar(Scalar::Text(filled)),
-                    };
+            Content::Scalar(Scalar::Text(text)) if is_filled(text) => {
+                match self.text(text, sources) {
+                    Ok((filled, whole)) => {
+                        sources.filled(at.to_path(), filled.clone(), std::mem::take(text));
+                        node.content = match whole {
+                            true => Content::Filled(filled),
+                            false => Content::Scalar(Scalar::Text(filled)),
+                        };
+                    }
+                    Err(Unfilled { message, hint }) => {
+                        issues.error(at, message).hint = hint;
+                        node.state.set(State::LeftOut);
+                    }
                 }
-                Err(Unfilled { message, hint }) => {
-                    issues.error(at, message).hint = hint;
-                    node.state.set(State::LeftOut);
-                }
-            },
+            }
             Content::Scalar(_) | Content::Filled(_) => {}
             Content::List(items) => {
                 for (index, item) in items.iter_mut().enumerate() {
@@ -56,7 +58,7 @@ impl Fill<'_> {
     }
 
     /// The text with everything filled in, and whether it is nothing but one `${...}`.
-    fn text(&self, text: &str) -> Result<(String, bool), Unfilled> {
+    fn text(&self, text: &str, sources: &Sources) -> Result<(String, bool), Unfilled> {
         let mut filled = String::with_capacity(text.len());
         let mut whole = false;
         let mut rest = text;
@@ -67,7 +69,7 @@ impl Fill<'_> {
                 let end = rest
                     .find('}')
                     .ok_or_else(|| Unfilled::new(format!("`{rest}` has no closing `}}`")))?;
-                filled.push_str(&self.one(&rest[..end])?);
+                filled.push_str(&self.one(&rest[..end], sources)?);
                 whole = end + 1 == text.len();
                 rest = &rest[end + 1..];
             } else {
@@ -82,10 +84,10 @@ impl Fill<'_> {
     }
 
     /// What an expression stands for, given without its closing brace.
-    fn one(&self, expression: &str) -> Result<String, Unfilled> {
+    fn one(&self, expression: &str, sources: &Sources) -> Result<String, Unfilled> {
         match expression.strip_prefix(ENV) {
             Some(variable) => self.variable(variable),
-            None => self.file(&expression[FILE.len()..]),
+            None => self.file(&expression[FILE.len()..], sources),
         }
     }
 
@@ -117,8 +119,10 @@ impl Fill<'_> {
         }
     }
 
-    fn file(&self, path: &str) -> Result<String, Unfilled> {
-        let bytes = fs::read(self.folder.join(path)).map_err(|error| {
+    fn file(&self, path: &str, sources: &Sources) -> Result<String, Unfilled> {
+        let file = self.folder.join(path);
+        sources.depends_on(Dependency::File(file.clone()));
+        let bytes = fs::read(file).map_err(|error| {
             Unfilled::new(format!("cannot read `{path}`: {}", unreadable(&error)))
         })?;
         let mut text = String::from_utf8(bytes)
@@ -174,7 +178,9 @@ mod tests {
             env: &env,
             folder: Path::new("/nonexistent"),
         };
-        fill.text(text).map_err(|unfilled| unfilled.message)
+        let sources = Sources::default();
+        fill.text(text, &sources)
+            .map_err(|unfilled| unfilled.message)
     }
 
     fn text(text: &str) -> String {

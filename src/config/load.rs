@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::de;
 use super::fill::{Fill, process_env};
 use super::node::{Content, Entry, Node, Scalar, SyntaxError};
-use crate::issue::{At, Issue, Issues, Place, Sources};
+use crate::issue::{At, Dependency, Issue, Issues, Place, Sources};
 
 /// What came of reading a document.
 pub struct Reading<T> {
@@ -247,6 +247,10 @@ impl<'e> Loader<'e> {
             let mut issues = Issues::default();
             match &pattern.content {
                 Content::Scalar(Scalar::Text(pattern)) | Content::Filled(pattern) => {
+                    self.sources.depends_on(Dependency::Pattern {
+                        folder: folder.to_owned(),
+                        pattern: pattern.clone(),
+                    });
                     match matching(folder, pattern) {
                         Ok(paths) => {
                             for path in paths {
@@ -278,6 +282,8 @@ impl<'e> Loader<'e> {
             issues.error(at, format!("`{shown}` is included twice"));
             return;
         }
+        // Also one that is not there: it may come.
+        self.sources.depends_on(Dependency::File(path.to_owned()));
         match fs::read(path) {
             Ok(bytes) => {
                 let chain: Vec<PathBuf> = chain.iter().cloned().chain([canonical]).collect();
@@ -331,7 +337,7 @@ impl<'e> Loader<'e> {
 }
 
 /// The files that `pattern` means, in the order of their names. Without a wildcard that is one file, there or not.
-fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
+pub fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     if !pattern.contains(['*', '?', '[']) {
         return Ok(vec![folder.join(pattern)]);
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use crate::filter::Filters;
 use crate::router::config::Site;
 use crate::value::keys::{self, Keyed};
-use crate::value::{Cidr, OneOrMany, OrOff};
+use crate::value::{Cidr, OneOrMany, OrOff, Span};
 use crate::{handler, log, net, pool};
 
 mod de;
@@ -42,7 +42,12 @@ pub struct Config {
     pub error_log: Option<PathBuf>,
     /// Folder to change to when running in the background. Default: `/`.
     pub working_directory: Option<PathBuf>,
-    /// Seconds that running requests have to finish after TERM or QUIT; weir ends earlier when they have. Default: 30.
+    /// How the process ends after TERM, QUIT or `weir stop`. nginx: `worker_shutdown_timeout`.
+    pub drain: Drain,
+    /// Reload when the document changes, or a file that it names: what it includes or fills in, certificates and keys.
+    /// Default: false.
+    pub watch: bool,
+    /// `drain.deadline` in seconds, as Pingora spells it; give one of the two.
     pub grace_period_seconds: Option<u64>,
     /// Let idle worker threads take work of busy ones. Default: true.
     pub work_stealing: Option<bool>,
@@ -80,6 +85,21 @@ pub struct Config {
 pub struct Admin {
     /// A unix socket: `unix:/run/weir/admin.sock`. Only the user that weir runs as, and root, may connect.
     pub bind: net::Bind,
+}
+
+/// How the process ends: its load balancer is told, then no more connections are accepted, and what runs may finish.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// How long new connections are still accepted while `GET /ready` on the admin socket and a `status` action answer
+    /// 503, so that a load balancer in front sends its clients elsewhere. Default: `0s`.
+    pub announce: Option<Span>,
+    /// How long WebSockets go on after that, before each is closed with code 1012, service restart. Default: `5s`, or
+    /// half of the time that there is if that is less.
+    pub tunnels: Option<Span>,
+    /// When the process ends at the latest, counted from the signal. Must be below `TimeoutStopSec` of a systemd unit.
+    /// Default: `30s`.
+    pub deadline: Option<Span>,
 }
 
 /// One companion static-file service: `static.NAME`.

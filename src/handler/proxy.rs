@@ -6,7 +6,7 @@
 //! A try fails by an error, or by a status that the pool calls a fault. Then the next member is chosen before the failed
 //! try is given up: if there is none, an answer that came is still there for the client. Each member is tried at most
 //! once per request, with one exception: a kept connection that turns out to be closed says nothing about its member,
-//! which then gets a second try on a new connection.
+//! which then gets a second try on a new connection. Nor does a connection of HTTP/2 on which there is no room.
 
 use std::cell::RefCell;
 use std::io;
@@ -89,11 +89,21 @@ pub struct Attempts {
     /// The member of the next try, if it is chosen already.
     next: Option<InFlight>,
     again: Again,
+    /// How often a try ended at once, for the next one to do better.
+    outdated: usize,
     /// Whether the client was told to go on and send its body.
     continued: bool,
     /// What members are chosen by, once the request is known.
     choice: Option<Choice>,
 }
+
+/// How often a request waits for a connection that another one makes. Where the backend lets few share one, it does
+/// better to make its own than to wait for another turn.
+const PATIENCE: usize = 4;
+
+/// How many tries of a request may come to nothing, in all, because of what others do on a connection of HTTP/2: that they
+/// make it, or that there is no room beside them.
+const REFUSALS: usize = 8;
 
 /// Whether a member is asked a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +146,7 @@ impl Proxy {
         }
         let mut needs = Needs {
             fresh: false,
+            patient: attempts.may_look_again(cx),
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
             deadline,
@@ -276,14 +287,29 @@ impl Attempts {
             line: None,
             next: None,
             again: Again::No,
+            outdated: 0,
             continued: false,
             choice: None,
         }
     }
 
     pub fn connected(&mut self, cx: &mut Cx, now: Instant) {
+        self.settled();
         if let Some(this) = cx.tries.last_mut() {
             this.connect = Some(now - this.started);
+        }
+    }
+
+    /// Whether to wait for a connection that another request makes, after which Pingora has to make one more try, and one more
+    /// again if the backend turns out to speak another protocol.
+    fn may_look_again(&self, cx: &Cx) -> bool {
+        self.outdated < PATIENCE && cx.tries.len() + self.outdated + 2 < self.limit
+    }
+
+    /// Whether or not there is a connection: nobody needs to wait for it any more.
+    fn settled(&self) {
+        if let Some(line) = &self.line {
+            line.settled();
         }
     }
 
@@ -351,8 +377,9 @@ impl Attempts {
         mut e: Box<Error>,
         now: Instant,
     ) -> Box<Error> {
-        if self.line.as_ref().is_some_and(|line| line.misjudged()) {
-            // It stands, and waits to be used for what it is.
+        self.settled();
+        if self.line.as_ref().is_some_and(|line| line.outdated()) {
+            self.outdated += 1;
             cx.tries.pop();
             self.again = Again::Next { reused: false };
             e.set_retry(true);
@@ -409,6 +436,7 @@ impl Attempts {
         let reused = reused || self.line.as_ref().is_some_and(|line| line.reused());
         if self.is_stale(proxy, &mut e, replay, reused) {
             log::debug!("a kept connection was closed: {}", brief(&e));
+            self.outdated += 1;
             self.again = Again::Next { reused };
             self.gone(cx, failure_of(&e), now);
             e.set_retry(true);
@@ -458,8 +486,10 @@ impl Attempts {
         let closed = e.retry() || reused && *e.etype() == ErrorType::WriteError;
         // HTTP/2: refused, or behind the last stream of a connection that ends.
         let untouched = matches!(e.etype(), ErrorType::H2Error | ErrorType::H2Downgrade);
+        // Those who share a new connection do not know yet how many may, and all but so many are refused.
+        let repeated = self.again == Again::Done && !(untouched && self.outdated < REFUSALS);
         closed
-            && self.again != Again::Done
+            && !repeated
             && replay.possible
             && (untouched || replay.idempotent || proxy.pool.retry().non_idempotent())
     }

@@ -1,5 +1,5 @@
 //! `status`: a small JSON page about the running server: version, generation of the configuration, pools and their
-//! members.
+//! members. While the process drains it comes with status 503, so that it serves a load balancer in front as a check.
 //!
 //! ```yaml
 //! status: {}

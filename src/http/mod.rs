@@ -16,3 +16,4 @@ pub mod path;
 pub mod proxy_protocol;
 pub mod range;
 pub mod version;
+pub mod websocket;

@@ -1,8 +1,10 @@
 //! The files that a document was read from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+use parking_lot::Mutex;
 
 use super::places::Places;
 use super::{Issue, KeyPath, LeftOut, Place, Spot, Step};
@@ -17,6 +19,17 @@ pub struct Sources {
     sections: HashMap<String, Section>,
     filled: HashMap<KeyPath, Filled>,
     left_out: LeftOut,
+    /// What else was read for it, noted by whoever reads.
+    dependencies: Mutex<BTreeSet<Dependency>>,
+}
+
+/// Something outside the document that decides what the document means.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dependency {
+    /// What is in a file: one that is included, a certificate.
+    File(PathBuf),
+    /// Which files there are: those that `pattern` means in `folder`.
+    Pattern { folder: PathBuf, pattern: String },
 }
 
 #[derive(Debug)]
@@ -55,8 +68,19 @@ impl Sources {
         self.files.iter().map(|file| file.path.as_path())
     }
 
+    /// Notes that the document, or what is made of it, depends on this: when it changes, all is to be loaded anew.
+    pub fn depends_on(&self, dependency: Dependency) {
+        self.dependencies.lock().insert(dependency);
+    }
+
+    /// All that the document depends on, its own files included.
+    pub fn into_dependencies(self) -> BTreeSet<Dependency> {
+        self.dependencies.into_inner()
+    }
+
     /// Adds a file; the result is its number.
     pub fn add(&mut self, path: PathBuf, text: String) -> usize {
+        self.depends_on(Dependency::File(path.clone()));
         self.files.push(File {
             path,
             text,

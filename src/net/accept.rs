@@ -15,7 +15,7 @@ use tokio::task::unconstrained;
 use super::Listener;
 use super::bind::ListenSocket;
 use super::connection::Shared;
-use super::stream::{Slot, Socket};
+use super::stream::{Open, Slot, Socket};
 
 /// How long to wait when the process is out of file descriptors: accepting at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -37,6 +37,7 @@ enum Accepting {
 pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
     shared: Arc<Shared<A>>,
     socket: &ListenSocket,
+    open: Arc<Open>,
     listener: Arc<ArcSwap<Listener>>,
     mut drain: ShutdownWatch,
 ) -> io::Result<()> {
@@ -91,7 +92,7 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
             _ => local,
         };
         // Counted before its task first runs: a drain must not overlook it.
-        let slot = Slot::take(&shared.open);
+        let slot = Slot::take(&open);
         let serving = shared.clone().serve(
             slot,
             socket,

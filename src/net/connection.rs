@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use pingora::protocols::{ALPN, Shutdown, Ssl};
 use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
 use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::bounds::Bounds;
@@ -44,19 +45,19 @@ const PREFACE: &[u8] = b"PRI";
 pub struct Shared<A> {
     pub app: Arc<A>,
     pub refuse: Arc<dyn Refuse>,
-    /// Connections that are open now.
-    pub open: Arc<AtomicUsize>,
     /// Connections accepted so far.
     pub accepted: AtomicU64,
+    /// Turns true when tunnels are to close.
+    pub tunnels: Arc<watch::Sender<bool>>,
 }
 
 impl<A> Shared<A> {
-    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>, open: Arc<AtomicUsize>) -> Shared<A> {
+    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>) -> Shared<A> {
         Shared {
             app,
             refuse,
-            open,
             accepted: AtomicU64::new(0),
+            tunnels: Arc::default(),
         }
     }
 }
@@ -118,7 +119,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 } else if listener.protocols.h1 {
                     match next_bytes(&mut *stream, bounds.header, &mut patience, &mut drain).await {
                         Some(bytes) => {
-                            let gate = Gate::new(*stream, connection);
+                            let gate = Gate::new(*stream, connection, self.tunnels.clone());
                             self.http1(gate, bytes, bounds, &mut patience, &mut drain)
                                 .await;
                         }
@@ -136,7 +137,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 if client.selected_alpn_proto() == Some(ALPN::H2) {
                     self.app.process_new(client, &drain).await;
                 } else if listener.protocols.h1 {
-                    let gate = Gate::new(*client, connection);
+                    let gate = Gate::new(*client, connection, self.tunnels.clone());
                     self.http1(gate, bytes, bounds, &mut patience, &mut drain)
                         .await;
                 }

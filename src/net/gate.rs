@@ -27,8 +27,10 @@ use pingora::protocols::{
 };
 use pingora_timeout::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::watch;
 
-use super::stream::{ClientStream, Connection};
+use super::stream::{ClientStream, Connection, Stage};
+use super::tunnel::Tunnel;
 use crate::http::chunked::Chunked;
 use crate::http::head::{Fault, Framing};
 
@@ -104,6 +106,10 @@ pub(super) struct Held<S> {
     body: Body,
     /// What has been read beyond the present request.
     ahead: BytesMut,
+    /// Tells when tunnels are to close.
+    tunnels: Arc<watch::Sender<bool>>,
+    /// Once it became a WebSocket.
+    tunnel: Option<Box<Tunnel>>,
 }
 
 /// What is known of the head of the present request.
@@ -123,7 +129,12 @@ enum Body {
 }
 
 impl<S: Transport> Gate<S> {
-    pub(super) fn new(stream: S, connection: Arc<Connection>) -> Box<Gate<S>> {
+    /// `tunnels` turns true when tunnels are to close.
+    pub(super) fn new(
+        stream: S,
+        connection: Arc<Connection>,
+        tunnels: Arc<watch::Sender<bool>>,
+    ) -> Box<Gate<S>> {
         Box::new(Gate {
             held: Some(Held {
                 stream,
@@ -131,6 +142,8 @@ impl<S: Transport> Gate<S> {
                 head: Kept::new(),
                 body: Body::Over,
                 ahead: BytesMut::new(),
+                tunnels,
+                tunnel: None,
             }),
             back: Back::default(),
         })
@@ -143,7 +156,7 @@ impl<S: Transport> Gate<S> {
     /// Shuts the gate for the next request, whose head this is; `ahead` came along with it.
     pub(super) fn begin(&mut self, head: &[u8], framing: Framing, ahead: BytesMut) {
         let held = self.held_mut();
-        held.connection.set_admitted(false);
+        held.connection.set_stage(Stage::Unknown);
         held.head.keep(head);
         held.body = match framing {
             Framing::Length(0) => Body::Over,
@@ -260,6 +273,16 @@ impl<S: Transport> Held<S> {
         Poll::Ready(Ok(()))
     }
 
+    /// For a connection that has become a WebSocket.
+    fn tunnel(&mut self) -> (&mut Tunnel, &mut S) {
+        let (tunnels, ahead) = (&self.tunnels, &mut self.ahead);
+        let tunnel = self.tunnel.get_or_insert_with(|| {
+            let ahead = std::mem::take(ahead);
+            Box::new(Tunnel::new(tunnels.subscribe(), ahead))
+        });
+        (tunnel, &mut self.stream)
+    }
+
     fn hand_out(&mut self, count: usize, buf: &mut ReadBuf<'_>) {
         buf.put_slice(&self.ahead[..count]);
         self.ahead.advance(count);
@@ -330,8 +353,13 @@ impl<S: Transport> AsyncRead for Gate<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let held = self.held_mut();
-        if held.connection.has_switched() {
-            return held.poll_any(cx, buf);
+        match held.connection.stage() {
+            Stage::Switched => return held.poll_any(cx, buf),
+            Stage::WebSocket => {
+                let (tunnel, stream) = held.tunnel();
+                return tunnel.poll_read(stream, cx, buf);
+            }
+            Stage::Unknown | Stage::Admitted => {}
         }
         match held.body {
             Body::Over => held.poll_idle(cx),
@@ -347,9 +375,13 @@ impl<S: Transport> AsyncWrite for Gate<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let held = self.held_mut();
-        match held.connection.is_admitted() {
-            true => Pin::new(&mut held.stream).poll_write(cx, bytes),
-            false => Poll::Ready(Ok(bytes.len())),
+        match held.connection.stage() {
+            Stage::Unknown => Poll::Ready(Ok(bytes.len())),
+            Stage::Admitted | Stage::Switched => Pin::new(&mut held.stream).poll_write(cx, bytes),
+            Stage::WebSocket => {
+                let (tunnel, stream) = held.tunnel();
+                tunnel.poll_write(stream, cx, bytes)
+            }
         }
     }
 
@@ -359,6 +391,9 @@ impl<S: Transport> AsyncWrite for Gate<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let held = self.held_mut();
+        if let Some(tunnel) = &mut held.tunnel {
+            ready!(tunnel.poll_end(&mut held.stream, cx));
+        }
         match held.connection.is_admitted() {
             true => Pin::new(&mut held.stream).poll_shutdown(cx),
             false => Poll::Ready(Ok(())),
@@ -465,7 +500,7 @@ mod tests {
     fn scene(head: &[u8], framing: Framing) -> Scene {
         let (client, stream) = duplex(4096);
         let connection = Arc::<Connection>::default();
-        let mut gate = Gate::new(stream, connection.clone());
+        let mut gate = Gate::new(stream, connection.clone(), Arc::default());
         gate.begin(head, framing, BytesMut::new());
         Scene {
             gate,
@@ -595,7 +630,7 @@ mod tests {
         let mut scene = scene(b"", Framing::Length(0));
         scene.client.write_all(b"early").await.unwrap();
         assert!(now(scene.gate.read(&mut [0; 9])).is_none());
-        scene.connection.switch();
+        scene.connection.switch(false);
         scene.client.write_all(b"late").await.unwrap();
         let mut text = [0; 9];
         scene.gate.read_exact(&mut text).await.unwrap();

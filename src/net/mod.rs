@@ -10,6 +10,7 @@
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
 //!  bounds.rs       how long a client may take, and how much it may send, before anything is known of it
 //!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
+//!  tunnel.rs       a WebSocket, and its end when the process drains
 //!  proxy_protocol.rs  who the client is, as a proxy in front says
 //!  stream.rs       the bytes: what Pingora reads from and writes to
 //! ```
@@ -30,10 +31,11 @@ pub mod connection;
 pub mod gate;
 pub mod proxy_protocol;
 pub mod stream;
+mod tunnel;
 
 pub use bind::Bind;
 pub use bounds::Bounds;
-pub use stream::{Connection, TlsFacts};
+pub use stream::{Connection, Open, TlsFacts};
 
 /// One listener: `listeners.NAME`.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -42,10 +42,20 @@ pub struct Connection {
     pub tls: Option<TlsFacts>,
     /// The `X-Forwarded-For` of requests from here when nobody stands in between.
     pub forwarded_for: Option<HeaderValue>,
-    /// See [`Connection::admit`].
-    pub(crate) admitted: AtomicBool,
-    /// See [`Connection::switch`].
-    pub(crate) switched: AtomicBool,
+    /// The [`Stage`] of the present request.
+    pub(crate) stage: AtomicU8,
+}
+
+/// How far a request over HTTP/1 has come, as the gate of its connection must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nobody has understood it yet.
+    Unknown,
+    Admitted,
+    /// It became a tunnel for what is no HTTP.
+    Switched,
+    /// From the head of its answer on, both sides send frames.
+    WebSocket,
 }
 
 #[derive(Debug, Default)]
@@ -61,26 +71,34 @@ impl Connection {
     /// Says that the present request was understood and what is written from now on is its answer. Whoever serves a
     /// request that came over HTTP/1 says this first; until then, nothing that is written reaches the client.
     pub fn admit(&self) {
-        self.set_admitted(true);
+        self.set_stage(Stage::Admitted);
     }
 
-    pub(super) fn set_admitted(&self, admitted: bool) {
+    /// Says that the connection is a tunnel from now on (RFC 9110 section 7.8), perhaps for a WebSocket: what the client
+    /// sends is no request any more. Said before the client hears of it: what is written next is the answer to that.
+    pub fn switch(&self, websocket: bool) {
+        self.set_stage(match websocket {
+            true => Stage::WebSocket,
+            false => Stage::Switched,
+        });
+    }
+
+    pub(super) fn set_stage(&self, stage: Stage) {
         // One task has the connection; with HTTP/2, where several have it, nobody asks.
-        self.admitted.store(admitted, Ordering::Relaxed);
+        self.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Relaxed) {
+            0 => Stage::Unknown,
+            1 => Stage::Admitted,
+            2 => Stage::Switched,
+            _ => Stage::WebSocket,
+        }
     }
 
     pub(super) fn is_admitted(&self) -> bool {
-        self.admitted.load(Ordering::Relaxed)
-    }
-
-    /// Says that the connection is a tunnel from now on (RFC 9110 section 7.8): what the client sends is no request any
-    /// more. Said before the client hears of it.
-    pub fn switch(&self) {
-        self.switched.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn has_switched(&self) -> bool {
-        self.switched.load(Ordering::Relaxed)
+        self.stage() != Stage::Unknown
     }
 
     /// The address of the other end, IPv4 as such even on a socket for both.
@@ -117,26 +135,42 @@ pub struct ClientStream {
     _slot: Slot,
 }
 
-/// One of several that are counted, until it is dropped: an open connection, an accept loop.
-#[derive(Debug)]
-pub struct Slot(Arc<AtomicUsize>);
+/// How many connections of one socket are open; they count for their service as well.
+#[derive(Debug, Default)]
+pub struct Open {
+    here: AtomicUsize,
+    of_service: Arc<AtomicUsize>,
+}
 
-impl Slot {
-    pub fn take(count: &Arc<AtomicUsize>) -> Slot {
-        count.fetch_add(1, Ordering::Relaxed);
-        Slot(count.clone())
+impl Open {
+    pub fn new(of_service: Arc<AtomicUsize>) -> Arc<Open> {
+        Arc::new(Open {
+            here: AtomicUsize::new(0),
+            of_service,
+        })
+    }
+
+    pub fn count(&self) -> usize {
+        self.here.load(Ordering::Relaxed)
     }
 }
 
-impl Clone for Slot {
-    fn clone(&self) -> Slot {
-        Slot::take(&self.0)
+/// One connection that is open, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot(Arc<Open>);
+
+impl Slot {
+    pub(super) fn take(open: &Arc<Open>) -> Slot {
+        open.here.fetch_add(1, Ordering::Relaxed);
+        open.of_service.fetch_add(1, Ordering::Relaxed);
+        Slot(open.clone())
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
+        self.0.here.fetch_sub(1, Ordering::Relaxed);
+        self.0.of_service.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -36,6 +36,23 @@ impl Companion {
     }
 }
 
+/// A request that is being answered.
+struct Running {
+    snapshot: Arc<Snapshot>,
+    cx: Cx,
+    method: Method,
+    ended: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended {
+            let what = super::cut("request", &self.method, &self.cx);
+            self.snapshot.cuts.dropped(what);
+        }
+    }
+}
+
 #[async_trait]
 impl HttpServerApp for Companion {
     async fn process_new_http(
@@ -59,9 +76,15 @@ impl HttpServerApp for Companion {
         let snapshot = self.live.load();
         let connection = Connection::of(session.digest()).unwrap_or_else(|| self.nowhere.clone());
         connection.admit();
-        let mut cx = Cx::new(Instant::now(), connection);
+        let mut running = Running {
+            cx: Cx::new(Instant::now(), connection),
+            snapshot,
+            method: session.req_header().method.clone(),
+            ended: false,
+        };
+        let Running { cx, snapshot, .. } = &mut running;
         cx.request_length = super::request_length(&session);
-        let reply = answer(&session, &mut cx, &snapshot).await;
+        let reply = answer(&session, cx, snapshot).await;
         let Reply { mut head, body } = send::with_page(reply, session.req_header());
         send::set_server(&mut head);
         let sent = match send::set_length(&mut head, &body) {
@@ -72,7 +95,8 @@ impl HttpServerApp for Companion {
             log::debug!("{}: {e}", session.request_summary());
             cx.failure = Some(Failure::ClientClosed);
         }
-        super::log(&session, &snapshot, &mut cx, Instant::now());
+        super::log(&session, snapshot, cx, Instant::now());
+        running.ended = true;
         if let Err(e) = sent {
             session.on_proxy_failure(e);
             return None;

@@ -1,6 +1,7 @@
 //! The life of a request: weir's only `impl ProxyHttp`, its methods in the order in which Pingora calls them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -77,6 +78,19 @@ pub struct Exchange {
     chosen: Chosen,
     /// The tries to get an answer from a backend.
     attempts: Attempts,
+    method: Method,
+    stage: Stage,
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Request,
+    /// It became a connection to a backend in another protocol: a WebSocket, or something else.
+    Tunnel {
+        websocket: bool,
+    },
+    Ended,
 }
 
 enum Chosen {
@@ -100,11 +114,41 @@ impl Chosen {
 }
 
 impl Exchange {
+    /// The backend has agreed to speak another protocol from now on.
+    fn switch(&mut self, response: &ResponseHeader) {
+        let websocket = is_websocket(response);
+        self.cx.connection.switch(websocket);
+        self.stage = Stage::Tunnel { websocket };
+        self.snapshot.tunnels.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&mut self) {
+        if let Stage::Tunnel { .. } = self.stage {
+            self.snapshot.tunnels.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.stage = Stage::Ended;
+    }
+
     fn chain(&self) -> &Chain {
         match &self.chosen {
             Chosen::Route(route) => &route.chain,
             Chosen::Nothing(chain) => chain,
         }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let kind = match self.stage {
+            Stage::Ended => return,
+            Stage::Request => "request",
+            Stage::Tunnel { websocket: true } => "WebSocket",
+            Stage::Tunnel { websocket: false } => "tunnel",
+        };
+        self.snapshot
+            .cuts
+            .dropped(cut(kind, &self.method, &self.cx));
+        self.end();
     }
 }
 
@@ -122,6 +166,8 @@ impl ProxyHttp for Weir {
             chosen: Chosen::Nothing(snapshot.router.chain.clone()),
             attempts: Attempts::new(self.max_tries),
             snapshot,
+            method: Method::GET,
+            stage: Stage::Request,
         }
     }
 
@@ -132,6 +178,7 @@ impl ProxyHttp for Weir {
             x.cx.connection = connection;
         }
         x.cx.request_length = request_length(session.as_downstream());
+        x.method.clone_from(&session.req_header().method);
         if let Err(failure) = route(session.req_header(), x) {
             x.cx.failure = Some(failure);
         }
@@ -246,7 +293,7 @@ impl ProxyHttp for Weir {
             return Ok(());
         }
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
-            x.cx.connection.switch();
+            x.switch(response);
         }
         crate::handler::proxy::clean(response);
         x.attempts.bind(&x.cx, response)?;
@@ -322,6 +369,7 @@ impl ProxyHttp for Weir {
             x.cx.failure = Some(crate::handler::proxy::failure_of(e));
         }
         log(session.as_downstream(), &x.snapshot, &mut x.cx, now);
+        x.end();
     }
 }
 
@@ -523,6 +571,28 @@ fn has_begun(session: &Session) -> bool {
     })
 }
 
+/// Whether a backend that switches protocols goes on with frames of RFC 6455.
+fn is_websocket(response: &ResponseHeader) -> bool {
+    let upgrade = response.headers.get(header::UPGRADE);
+    upgrade.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// What an operator is told of a request that the end of the process cut off.
+fn cut(kind: &str, method: &Method, cx: &Cx) -> String {
+    format!(
+        "{kind} {method} {}{} from {}, {:.1} s old",
+        cx.host,
+        cx.path.escape_debug(),
+        client_name(cx),
+        cx.started.elapsed().as_secs_f64(),
+    )
+}
+
+fn client_name(cx: &Cx) -> String {
+    let client = cx.client.map(|client| client.to_string());
+    client.unwrap_or_else(|| "unix".to_owned())
+}
+
 /// One line for the operator about a request that weir ended.
 fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e: &Error) {
     let cx = &x.cx;
@@ -541,8 +611,7 @@ fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e: &Error) {
         request.method,
         cx.host,
         request.uri.path(),
-        cx.client
-            .map_or_else(|| "unix".to_owned(), |ip| ip.to_string()),
+        client_name(cx),
         crate::handler::proxy::brief(e),
     );
 }

@@ -96,10 +96,14 @@ pub enum Absence {
 }
 
 impl Member {
-    pub fn new(place: Place, connector: Arc<Connector>) -> Member {
+    pub fn new(place: Place, connector: &Connector) -> Member {
         Member {
             name: backend::display_name(&place.address).into(),
-            dialer: Dialer::new(connector, place.address.clone(), &place.authority),
+            dialer: Arc::new(Dialer::new(
+                connector,
+                place.address.clone(),
+                &place.authority,
+            )),
             place,
             health: Arc::default(),
             breaker: Arc::default(),
@@ -114,10 +118,11 @@ impl Member {
         self.post.get_or_init(post);
     }
 
-    /// Goes on with the counters of the member at this address before a reload, whose requests are still running, and
-    /// with what an operator said of it.
+    /// Goes on with the counters of the member at this address before a reload, whose requests are still running, with
+    /// what an operator said of it, and with its connections where a new one would be the same.
     pub fn adopt(&mut self, previous: &Member) {
         self.kept = previous.kept.clone();
+        self.dialer = Arc::new(self.dialer.adopt(&previous.dialer));
     }
 
     /// Starts as that member was, and goes its own way from there: the probes of `previous` are about to stop.
@@ -128,7 +133,7 @@ impl Member {
     /// Takes the seat of `previous` in the same pool: it is the same server, of which the file or name servers say
     /// something else now, and what probes and requests say of either they say of both.
     pub fn replace(&mut self, previous: &Member) {
-        self.kept = previous.kept.clone();
+        self.adopt(previous);
         self.health = previous.health.clone();
         self.breaker = previous.breaker.clone();
     }

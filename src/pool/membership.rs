@@ -39,7 +39,7 @@ pub struct Mould {
 
 impl Mould {
     fn make(&self, place: Place) -> Member {
-        let mut member = Member::new(place, self.connector.clone());
+        let mut member = Member::new(place, &self.connector);
         if let Some(passive) = &self.passive {
             member.watch(passive.clone());
         }

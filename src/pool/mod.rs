@@ -162,7 +162,7 @@ impl Config {
             Some(previous)
                 if previous.config == *self
                     && previous.stands_for(&backends, &answers, names)
-                    && previous.connector.has_same_files(&connector) =>
+                    && previous.connector.has_same_means(&connector) =>
             {
                 Some(previous.clone())
             }

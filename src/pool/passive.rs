@@ -424,7 +424,7 @@ mod tests {
                 backup: false,
                 max_conns: None,
             };
-            let mut member = Member::new(place, Connector::plain());
+            let mut member = Member::new(place, &Connector::plain());
             member.watch(passive.clone());
             Arc::new(member)
         };

@@ -4,6 +4,7 @@
 //! become the user, and only then start threads.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -18,11 +19,23 @@ use super::swap::{self, Swapper};
 use super::systemd;
 use super::upgrade::{Inheritance, Receiver, Sockets};
 use crate::admin::Endpoint;
-use crate::config::Config;
 use crate::net::bind::{Bind, ListenSocket};
 use crate::phases;
-use crate::runtime::reload::{Loaded, Reloader, Source};
+use crate::runtime::reload::{Document, Loaded, Reloader, Source};
+use crate::runtime::watch::Watch;
 use crate::runtime::{Boot, Live, Part, Plan, Snapshot, tasks};
+
+/// For what still runs to be dropped.
+const CUTTING: Duration = Duration::from_secs(1);
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All requests that began were answered.
+    Whole,
+    /// Some were cut.
+    Cut,
+}
 
 /// How to start, from the command line.
 #[derive(Clone, Debug, Default)]
@@ -35,12 +48,23 @@ pub struct How {
     pub greeting: Option<String>,
 }
 
-/// Runs until told to stop.
+/// Runs until told to stop; the result says what came of the last requests.
 ///
 /// # Errors
 /// When the process cannot start: a socket, a file, a user. What is wrong in the configuration was found before.
-pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
-    let Loaded { config, plan, .. } = loaded;
+pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
+    let Loaded {
+        config,
+        plan,
+        sources,
+        ..
+    } = loaded;
+    let document = Document {
+        source,
+        config,
+        // Now: what changes from here on is not in it.
+        watch: Watch::new(sources.into_dependencies()),
+    };
     let Plan { boot, snapshot } = plan;
     let given = systemd::sockets()?;
     let program = swap::program().context("cannot find this program's file")?;
@@ -79,7 +103,7 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
         eprintln!("weir: {greeting}");
     }
     // A process without a file has no successor; whoever waits on the default path waits for another one.
-    let swapper = match &source {
+    let swapper = match &document.source {
         Source::File(file) => Some(Swapper {
             program,
             file: file.clone(),
@@ -90,8 +114,7 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
         Source::Text { .. } => None,
     };
     let live = serve(Start {
-        source,
-        config,
+        document,
         boot,
         snapshot: Arc::new(snapshot),
         doors,
@@ -99,11 +122,25 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<()> {
         swapper,
         logs: logs.clone(),
     });
+    await_cuts(&live);
+    let cuts = live.load().cuts.clone();
+    cuts.report();
     logs.flush();
     // Only now: the last snapshot holds the files that were flushed.
     drop(live);
     drop(pid_file);
-    Ok(())
+    Ok(match cuts.count() {
+        0 => Ended::Whole,
+        _ => Ended::Cut,
+    })
+}
+
+/// The runtimes drop what still ran on threads of their own, for which nobody waits.
+fn await_cuts(live: &Live) {
+    let deadline = Instant::now() + CUTTING;
+    while live.connections() + live.requests() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Where `-d` or the file says so. A process that was `started` by the running one is where that is, and its parent
@@ -222,8 +259,7 @@ fn open_admin(
 
 /// All that a process has before it serves.
 struct Start {
-    source: Source,
-    config: Config,
+    document: Document,
     boot: Boot,
     snapshot: Arc<Snapshot>,
     doors: Doors,
@@ -234,8 +270,7 @@ struct Start {
 
 fn serve(start: Start) -> Arc<Live> {
     let Start {
-        source,
-        config,
+        document,
         boot,
         snapshot,
         doors,
@@ -285,6 +320,8 @@ fn serve(start: Start) -> Arc<Live> {
         service.expect("each part has its service").follow(change);
     }
     await_probes(&snapshot);
+    // Who counts its holders counts requests.
+    drop(snapshot);
     log::info!(
         "weir {} runs as process {}",
         env!("CARGO_PKG_VERSION"),
@@ -297,7 +334,7 @@ fn serve(start: Start) -> Arc<Live> {
             orders: Mutex::new(Some(orders)),
         }
     });
-    let reloader = Arc::new(Reloader::new(source, config, boot, live.clone()));
+    let reloader = Arc::new(Reloader::new(document, boot, live.clone()));
     let signals = Signals {
         reloader,
         services,

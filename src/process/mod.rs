@@ -10,7 +10,9 @@ mod swap;
 mod systemd;
 mod upgrade;
 
-pub use boot::{How, run};
+pub use boot::{Ended, How, run};
 
 /// Exit status when the process could not start.
 pub const EXIT_FAILED: u8 = 3;
+/// Exit status when the process ended before all requests had.
+pub const EXIT_CUT: u8 = 4;

@@ -6,6 +6,7 @@ use super::logs::Logs;
 use super::service::{Change, Handle, Opened};
 use crate::admin::{Refusal, Reloaded};
 use crate::issue::Issues;
+use crate::net::Bind;
 use crate::runtime::reload::{Prepared, Reloader};
 use crate::runtime::{Snapshot, tasks};
 
@@ -49,7 +50,7 @@ pub(super) fn reload(
 
 /// What a reload would come to.
 pub(super) fn rehearse(reloader: &Reloader, can_swap: bool) -> Result<Reloaded, Refusal> {
-    match reloader.prepare(can_swap) {
+    match reloader.rehearse(can_swap).0 {
         Ok(prepared) => Ok(Reloaded {
             dry_run: true,
             ..describe(reloader, &prepared)
@@ -86,9 +87,13 @@ fn carry_out(
     services: &[Handle],
     logs: &Logs,
 ) -> anyhow::Result<u64> {
-    let mut opened = Vec::new();
-    for service in services {
-        opened.push(open_new(service, &prepared.snapshot)?);
+    let mut closed = Vec::new();
+    let opened: Vec<Opened> = services
+        .iter()
+        .map(|service| open_new(service, &prepared.snapshot, &mut closed))
+        .collect();
+    if !closed.is_empty() {
+        anyhow::bail!("cannot listen on {}", closed.join(", nor on "));
     }
     let probes = tasks::first_probes(&prepared.snapshot);
     tokio::runtime::Handle::current().block_on(probes);
@@ -103,18 +108,21 @@ fn carry_out(
     Ok(snapshot.generation)
 }
 
-/// Opens the sockets that the snapshot wants and the service does not have.
-fn open_new(service: &Handle, snapshot: &Snapshot) -> anyhow::Result<Opened> {
+/// Opens the sockets that the snapshot wants and the service does not have; `closed` tells of those that cannot be.
+fn open_new(service: &Handle, snapshot: &Snapshot, closed: &mut Vec<String>) -> Opened {
     let wanted = snapshot
         .listeners(service.part)
         .values()
         .flat_map(|listener| &listener.binds);
     let new = wanted.filter(|bind| !service.is_listening_on(bind));
-    new.map(|bind| match bind.listen() {
-        Ok(socket) => Ok((bind.clone(), socket)),
-        Err(e) => Err(anyhow::Error::new(e).context(format!("cannot listen on {bind}"))),
-    })
-    .collect()
+    let open = |bind: &Bind| match bind.listen() {
+        Ok(socket) => Some((bind.clone(), socket)),
+        Err(e) => {
+            closed.push(format!("{bind}: {e}"));
+            None
+        }
+    };
+    new.filter_map(open).collect()
 }
 
 fn report(issues: &Issues) {

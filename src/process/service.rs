@@ -16,8 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::net::bind::{Bind, ListenSocket};
 use crate::net::connection::Shared;
 use crate::net::gate::Refuse;
-use crate::net::stream::Slot;
-use crate::net::{Listener, accept};
+use crate::net::{Listener, Open, accept};
 use crate::runtime::tasks::Tasks;
 use crate::runtime::{Live, Part, Snapshot};
 
@@ -37,9 +36,32 @@ enum Event {
 #[derive(Clone)]
 struct Entrance {
     socket: Arc<ListenSocket>,
+    open: Arc<Open>,
     listener: Arc<ArcSwap<Listener>>,
     draining: ShutdownWatch,
-    accepting: Slot,
+    accepting: Accepting,
+}
+
+/// An accept loop, counted until it has ended.
+struct Accepting(Arc<AtomicUsize>);
+
+impl Accepting {
+    fn begin(count: &Arc<AtomicUsize>) -> Accepting {
+        count.fetch_add(1, Ordering::Relaxed);
+        Accepting(count.clone())
+    }
+}
+
+impl Clone for Accepting {
+    fn clone(&self) -> Accepting {
+        Accepting::begin(&self.0)
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// What a service is told after the live snapshot changed.
@@ -55,7 +77,8 @@ pub struct Handle {
     pub part: Part,
     events: mpsc::UnboundedSender<Event>,
     doors: Arc<Mutex<Doors>>,
-    open: Arc<AtomicUsize>,
+    live: Arc<Live>,
+    tunnels: Arc<watch::Sender<bool>>,
     /// Accept loops that have not ended, or are about to begin.
     accepting: Arc<AtomicUsize>,
 }
@@ -79,6 +102,7 @@ impl Handle {
             if !stays {
                 log::info!("no longer listening on {bind}");
                 let _ = door.drain.send(true);
+                self.live.leave(door.open.clone());
             }
             stays
         });
@@ -96,14 +120,17 @@ impl Handle {
     fn open(&self, socket: ListenSocket, listener: Arc<Listener>) -> Door {
         let (socket, listener) = (Arc::new(socket), Arc::new(ArcSwap::new(listener)));
         let (drain, draining) = watch::channel(false);
+        let open = Open::new(self.live.open(self.part).clone());
         self.tell(Event::Accept(Entrance {
             socket: socket.clone(),
+            open: open.clone(),
             listener: listener.clone(),
             draining,
-            accepting: Slot::take(&self.accepting),
+            accepting: Accepting::begin(&self.accepting),
         }));
         Door {
             socket,
+            open,
             listener,
             drain,
         }
@@ -116,7 +143,7 @@ impl Handle {
 
     /// Connections that are open now.
     pub fn open_connections(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.live.open(self.part).load(Ordering::Acquire)
     }
 
     /// Whether there is, or may still come in, a connection to serve: an accept loop that has not yet heard of the
@@ -146,6 +173,11 @@ impl Handle {
             let _ = door.drain.send(true);
         }
     }
+
+    /// Has both sides of each WebSocket close it.
+    pub fn close_tunnels(&self) {
+        self.tunnels.send_replace(true);
+    }
 }
 
 /// The listening sockets of a service, by address.
@@ -156,6 +188,7 @@ struct Doors(HashMap<Bind, Door>);
 struct Door {
     /// Kept to be handed to the next process.
     socket: Arc<ListenSocket>,
+    open: Arc<Open>,
     listener: Arc<ArcSwap<Listener>>,
     drain: watch::Sender<bool>,
 }
@@ -174,17 +207,18 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
         part: Part,
         app: Arc<A>,
         refuse: Arc<dyn Refuse>,
-        live: &Live,
+        live: &Arc<Live>,
         threads: usize,
         tasks_per_socket: usize,
     ) -> (ListenerService<A>, Handle) {
         let (sender, events) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(app, refuse, live.open(part).clone()));
+        let shared = Arc::new(Shared::new(app, refuse));
         let handle = Handle {
             part,
             events: sender,
             doors: Arc::default(),
-            open: shared.open.clone(),
+            live: live.clone(),
+            tunnels: shared.tunnels.clone(),
             accepting: Arc::default(),
         };
         let service = ListenerService {
@@ -203,11 +237,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
             pingora_runtime::current_handle().spawn(async move {
                 let Entrance {
                     socket,
+                    open,
                     listener,
                     draining,
                     accepting: _accepting,
                 } = entrance;
-                if let Err(e) = accept::run(shared, &socket, listener, draining).await {
+                if let Err(e) = accept::run(shared, &socket, open, listener, draining).await {
                     log::error!("cannot accept: {e}");
                 }
             });

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal as Arrivals, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use super::daemon::Background;
 use super::logs::Logs;
@@ -25,11 +26,14 @@ use super::swap::{Failed, Swap, Swapper};
 use super::systemd;
 use super::upgrade::{Heir, Successor, WAIT_FOR_READY};
 use crate::admin::{self, Endpoint, Order, Orders, Process, Refusal, Reloaded, Upgrade, Upgraded};
+use crate::runtime::Drain;
 use crate::runtime::changes::Changes;
 use crate::runtime::reload::Reloader;
 
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
+/// How often files are looked at that are watched.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Holds back the signals until [`Signals`] handles them: by default HUP and USR1 would end the process.
 ///
@@ -116,6 +120,7 @@ impl ShutdownSignalWatch for Signals {
         if let Err(e) = self.handle().await {
             log::error!("cannot handle signals: {e}");
         }
+        self.reloader.live().load().cuts.begin();
         ShutdownSignal::FastShutdown
     }
 }
@@ -133,20 +138,23 @@ impl Signals {
         release()?;
         let mut orders = self.take_orders();
         let mut coming: Option<Coming> = None;
-        loop {
+        let (watcher, mut changes) = mpsc::channel(1);
+        let watching = tokio::spawn(watch(self.reloader.clone(), watcher));
+        let has_heir = loop {
             tokio::select! {
                 _ = hangup.recv() => coming = self.reload(coming, false, None).await,
                 Some(order) = orders.recv() => match order {
                     Order::Stop => {
                         log::info!("told to stop: draining");
-                        break;
+                        break false;
                     }
                     order => coming = self.obey(order, coming).await,
                 },
+                Some(order) = changes.recv() => coming = self.obey(order, coming).await,
                 _ = reopen.recv() => self.logs.reopen(),
                 _ = terminate.recv() => {
                     log::info!("TERM: draining");
-                    break;
+                    break false;
                 }
                 _ = quit.recv() => match (&coming, &self.swapper) {
                     (Some(_), _) => log::error!("QUIT: {UNDER_WAY}; going on"),
@@ -166,14 +174,13 @@ impl Signals {
                     // Nobody could take over.
                     (None, _) => {
                         log::info!("QUIT: draining");
-                        break;
+                        break false;
                     }
                 },
                 outcome = outcome(&mut coming) => {
                     let concluded = coming.take().map(|coming| self.conclude(coming, outcome));
                     if let Some(Next::Leave { has_heir }) = concluded {
-                        drop(orders);
-                        return self.leave(has_heir, terminate, interrupt).await;
+                        break has_heir;
                     }
                 }
                 _ = interrupt.recv() => {
@@ -184,37 +191,35 @@ impl Signals {
                     return Ok(());
                 }
             }
-        }
+        };
         systemd::stopping();
+        watching.abort();
         // Who has given one that still waits learns that it will not be carried out.
         drop(orders);
         if let Some(coming) = coming {
             coming.swap.abort().await;
         }
-        self.leave(false, terminate, interrupt).await
-    }
-
-    async fn leave(
-        &self,
-        has_heir: bool,
-        mut terminate: Arrivals,
-        mut interrupt: Arrivals,
-    ) -> std::io::Result<()> {
-        let mut drain = pin!(self.drain());
+        let mut drained = pin!(self.drain(has_heir));
         // A service manager tells all processes of a service to end: the first is meant for the new process, and this one
         // is at it already.
         let mut patient = has_heir;
         loop {
             tokio::select! {
-                () = &mut drain => return Ok(()),
-                _ = interrupt.recv() => log::info!("INT: ending now"),
-                _ = terminate.recv() => match std::mem::take(&mut patient) {
-                    true => continue,
-                    false => log::info!("TERM again: ending now"),
+                () = &mut drained => break,
+                _ = reopen.recv() => self.logs.reopen(),
+                _ = interrupt.recv() => {
+                    log::info!("INT: ending now");
+                    break;
+                }
+                _ = terminate.recv() => {
+                    if !std::mem::take(&mut patient) {
+                        log::info!("TERM again: ending now");
+                        break;
+                    }
                 }
             }
-            return Ok(());
         }
+        Ok(())
     }
 
     /// Says that this process serves, and begins to answer on the admin socket, if there is one.
@@ -433,7 +438,6 @@ impl Signals {
             Ok(Some(heir)) => heir,
             Ok(None) => {
                 log::info!("QUIT: no new process waits for the sockets; draining");
-                systemd::stopping();
                 return Next::Leave { has_heir: false };
             }
             Err(failed) => {
@@ -501,25 +505,44 @@ impl Signals {
         }
     }
 
-    /// Ends when the last connection has, or when the grace period is over.
-    async fn drain(&self) {
-        if let Some(Admin { endpoint, .. }) = &self.admin {
-            endpoint.close();
-        }
-        let grace = self.reloader.live().load().grace_period;
+    /// Ends when the last connection has, or at the deadline.
+    async fn drain(&self, has_heir: bool) {
+        let live = self.reloader.live();
+        let Drain {
+            announce,
+            tunnels,
+            deadline,
+        } = live.load().drain;
         let began = Instant::now();
+        let admin = self.admin.as_ref().map(|admin| &admin.endpoint);
+        match (has_heir, admin) {
+            // The socket is its by now, and who asks whether there is somebody to serve is to get its answer.
+            (true, Some(endpoint)) => endpoint.close(),
+            (true, None) => {}
+            (false, _) => {
+                live.drain();
+                tokio::time::sleep(announce).await;
+            }
+        }
+        let tunnels = Instant::now() + tunnels;
+        let mut told = false;
         // One after the other: the edge may proxy to the companion until its last request is answered.
         for service in &self.services {
             service.drain();
             while service.is_at_work() {
-                if began.elapsed() >= grace {
+                if began.elapsed() >= deadline {
                     let open: usize = self.services.iter().map(Handle::open_connections).sum();
-                    return log::warn!("grace period over: {open} connections are cut");
+                    return log::warn!("time is over: {open} connections are open still");
+                }
+                if !told && Instant::now() >= tunnels {
+                    told = true;
+                    self.services.iter().for_each(Handle::close_tunnels);
                 }
                 tokio::time::sleep(DRAIN_TICK).await;
             }
         }
-        if let Some(Admin { endpoint, .. }) = &self.admin {
+        if let Some(endpoint) = admin {
+            endpoint.close();
             endpoint.answered().await;
         }
         log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
@@ -569,5 +592,37 @@ async fn reap_orphans(mut ended: Arrivals) {
         if ended.recv().await.is_none() {
             return;
         }
+    }
+}
+
+/// Orders a reload whenever the files have changed, if that is wanted. In a task of its own: a file system that hangs must not
+/// keep signals waiting.
+async fn watch(reloader: Arc<Reloader>, orders: mpsc::Sender<Order>) {
+    let mut look = tokio::time::interval(WATCH_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if !reloader.live().load().watch {
+            continue;
+        }
+        let reloader = reloader.clone();
+        let looked = tokio::task::spawn_blocking(move || reloader.have_files_changed()).await;
+        match looked {
+            Ok(true) => log::info!("the files have changed: reloading"),
+            Ok(false) => continue,
+            Err(e) => {
+                log::error!("cannot look at the files: {e}");
+                continue;
+            }
+        }
+        let (done, outcome) = oneshot::channel();
+        let order = Order::Reload {
+            dry_run: false,
+            upgrade: false,
+            done,
+        };
+        // Either fails only when nobody takes orders any more. What came of it is in the log.
+        let _ = orders.send(order).await;
+        let _ = outcome.await;
     }
 }

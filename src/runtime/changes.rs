@@ -76,7 +76,9 @@ impl Changes {
             defaults,
             trusted_proxies,
             log,
-            grace_period_seconds
+            drain,
+            grace_period_seconds,
+            watch
         );
         changes
     }
@@ -311,12 +313,14 @@ sites:
     #[test]
     fn every_key_is_compared_or_refused() {
         const SECTIONS: [&str; 4] = ["pools", "listeners", "sites", "static"];
-        const SETTINGS: [&str; 5] = [
+        const SETTINGS: [&str; 7] = [
             "resolver",
             "defaults",
             "trusted_proxies",
             "log",
+            "drain",
             "grace_period_seconds",
+            "watch",
         ];
         const OF_THE_START: [&str; 13] = [
             "admin",

@@ -3,26 +3,28 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime};
 
-use super::{Boot, Plan, Snapshot};
+use super::{Boot, Drain, Plan, Snapshot};
 use crate::build::Build;
-use crate::config::{Admin, Config};
+use crate::config::{self, Admin, Config};
 use crate::handler::proxy;
 use crate::http::version::Protocols;
-use crate::issue::{At, Issues, Sources};
+use crate::issue::{At, Dependency, Issues, Sources};
 use crate::net::{Bind, Bounds, Listener, Listeners};
 use crate::pool::{Names, Pool};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
-use crate::value::{OneOrMany, OrOff};
+use crate::value::{OneOrMany, OrOff, Span};
 
 const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
 const DEFAULT_UPGRADE_SOCK: &str = "/tmp/weir_upgrade.sock";
 /// As Pingora's.
 const DEFAULT_MAX_RETRIES: usize = 16;
 /// Fits the stop time-out of the unit that weir comes with.
-const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(30);
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+const DEFAULT_TUNNELS: Duration = Duration::from_secs(5);
 
 /// Compiles a document; `previous` is what runs now, of which everything that stays the same is taken over.
 ///
@@ -40,6 +42,7 @@ pub fn compile(
 fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Option<Plan> {
     let root = At::Root;
     let boot = boot(config, b);
+    let drain = drain(config, b);
     let log = config.log.compile(&root.key("log"), b);
     let pools = pools(config, previous, b);
     let by_name = config.pools.keys();
@@ -72,9 +75,10 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
             statics,
             trusted_proxies: config.trusted_proxies.clone(),
             log: log?,
-            grace_period: config
-                .grace_period_seconds
-                .map_or(DEFAULT_GRACE_PERIOD, Duration::from_secs),
+            drain,
+            watch: config.watch,
+            cuts: previous.map_or_else(Arc::default, |previous| previous.cuts.clone()),
+            tunnels: AtomicUsize::new(0),
             edge,
             companion,
             resolvers,
@@ -121,6 +125,43 @@ fn boot(config: &Config, b: &mut Build<'_>) -> Boot {
         listener_tasks_per_fd: config.listener_tasks_per_fd.unwrap_or(1),
         upstream_keepalive_pool_size: config.upstream_keepalive_pool_size,
         max_retries: config.max_retries.unwrap_or(DEFAULT_MAX_RETRIES),
+    }
+}
+
+fn drain(config: &Config, b: &mut Build<'_>) -> Drain {
+    let at = At::Root.key("drain");
+    let config::Drain {
+        announce,
+        tunnels,
+        deadline,
+    } = config.drain;
+    if deadline.is_some() && config.grace_period_seconds.is_some() {
+        let at = At::Root.key("grace_period_seconds");
+        b.error(&at, "`drain.deadline` says the same")
+            .hint("leave `grace_period_seconds` out");
+    }
+    let deadline = match (deadline, config.grace_period_seconds) {
+        (Some(deadline), _) => deadline.get(),
+        (None, Some(seconds)) => Duration::from_secs(seconds),
+        (None, None) => DEFAULT_DEADLINE,
+    };
+    let announce = announce.map(Span::get).unwrap_or_default();
+    let left = deadline.saturating_sub(announce);
+    let longest = |what: Duration| format!("must be less than {}", Span::new(what));
+    if left.is_zero() && !announce.is_zero() {
+        b.error(&at.key("announce"), longest(deadline))
+            .hint("`deadline` ends all of it, `announce` included");
+    } else if let Some(tunnels) = tunnels
+        && tunnels.get() >= left
+        && !left.is_zero()
+    {
+        b.error(&at.key("tunnels"), longest(left))
+            .hint("at `deadline` they are cut without a word");
+    }
+    Drain {
+        announce,
+        tunnels: tunnels.map_or(DEFAULT_TUNNELS.min(left / 2), Span::get),
+        deadline,
     }
 }
 
@@ -502,6 +543,9 @@ fn load_pair(
     at: &At<'_>,
     b: &mut Build<'_>,
 ) -> Option<CertifiedKey> {
+    for file in [cert, key] {
+        b.sources.depends_on(Dependency::File(file.to_owned()));
+    }
     match CertifiedKey::load(cert, key) {
         Ok(certificate) => return Some(certificate),
         Err(LoadError::Cert(what)) => b.error(&at.key("cert"), what),

@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::handler::files::Files;
 use crate::log;
-use crate::net::{Bind, Listeners};
+use crate::net::{Bind, Listeners, Open};
 use crate::pool::Pool;
 use crate::router::Router;
 use crate::tls::{Acceptor, CertifiedKey, Resolver};
@@ -18,11 +19,14 @@ use crate::value::Cidr;
 
 pub mod changes;
 pub mod compile;
+pub mod cuts;
 pub mod reload;
 pub mod status;
 pub mod tasks;
+pub mod watch;
 
 pub use compile::compile;
+pub use cuts::Cuts;
 
 /// What a configuration compiles to.
 pub struct Plan {
@@ -88,6 +92,17 @@ pub enum Part {
     Companion,
 }
 
+/// How the process ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// How long it still accepts, having said that it will end.
+    pub announce: Duration,
+    /// How long tunnels may go on after that.
+    pub tunnels: Duration,
+    /// When it ends at the latest, from the beginning.
+    pub deadline: Duration,
+}
+
 /// Everything that requests are served by. A request takes one and keeps it to its end.
 pub struct Snapshot {
     /// Counts the configurations of this process, from 1.
@@ -99,7 +114,13 @@ pub struct Snapshot {
     pub statics: HashMap<Arc<str>, Arc<Files>>,
     pub trusted_proxies: Vec<Cidr>,
     pub log: log::Compiled,
-    pub grace_period: Duration,
+    pub drain: Drain,
+    /// Whether to reload when the files change.
+    pub watch: bool,
+    /// What is cut off when the process ends; one for all snapshots.
+    pub cuts: Arc<Cuts>,
+    /// Requests under it that became tunnels and still are.
+    pub tunnels: AtomicUsize,
     edge: Listeners,
     companion: Listeners,
     /// What handshakes of each TLS listener get, once this snapshot is live.
@@ -111,6 +132,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Requests that the live snapshot serves: each holds it, and beside them only [`Live`] and the caller.
+    fn holders(self: &Arc<Self>) -> usize {
+        Arc::strong_count(self).saturating_sub(2)
+    }
+
     pub fn listeners(&self, part: Part) -> &Listeners {
         match part {
             Part::Edge => &self.edge,
@@ -125,6 +151,30 @@ pub struct Live {
     started: SystemTime,
     /// Client connections that are open now, of the edge and of the companion.
     open: [Arc<AtomicUsize>; 2],
+    draining: AtomicBool,
+    /// Former snapshots that requests are still served by, oldest first.
+    older: Mutex<Vec<Older>>,
+}
+
+/// A snapshot that is not live any more.
+struct Older {
+    snapshot: Weak<Snapshot>,
+    generation: u64,
+    since: SystemTime,
+    /// When the next one took its place.
+    until: SystemTime,
+    /// Connections of the listeners that the next one does not have.
+    leaving: Vec<Arc<Open>>,
+}
+
+impl Older {
+    fn is_in_use(&self) -> bool {
+        self.snapshot.strong_count() > 0 || self.connections() > 0
+    }
+
+    fn connections(&self) -> usize {
+        self.leaving.iter().map(|open| open.count()).sum()
+    }
 }
 
 impl Live {
@@ -133,6 +183,8 @@ impl Live {
             started: snapshot.since,
             snapshot: ArcSwap::new(snapshot),
             open: Default::default(),
+            draining: AtomicBool::new(false),
+            older: Mutex::default(),
         }
     }
 
@@ -142,7 +194,33 @@ impl Live {
 
     /// Makes `snapshot` the one that new requests take.
     pub fn store(&self, snapshot: Arc<Snapshot>) {
-        self.snapshot.store(snapshot);
+        let until = snapshot.since;
+        let last = self.snapshot.swap(snapshot);
+        let mut older = self.older.lock();
+        older.retain(Older::is_in_use);
+        older.push(Older {
+            generation: last.generation,
+            since: last.since,
+            until,
+            leaving: Vec::new(),
+            snapshot: Arc::downgrade(&last),
+        });
+    }
+
+    /// Notes the connections of a listener that the live snapshot does not have any more.
+    pub fn leave(&self, connections: Arc<Open>) {
+        if let Some(last) = self.older.lock().last_mut() {
+            last.leaving.push(connections);
+        }
+    }
+
+    /// From now on, whoever asks is told that the process will end.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// When the process began.
@@ -156,6 +234,34 @@ impl Live {
             Part::Edge => &self.open[0],
             Part::Companion => &self.open[1],
         }
+    }
+
+    /// What still goes on under former snapshots.
+    fn older(&self) -> Vec<status::Generation> {
+        let older = self.older.lock();
+        let in_use = older.iter().filter(|older| older.is_in_use());
+        let status = in_use.map(|older| {
+            let holders = older.snapshot.strong_count();
+            let snapshot = older.snapshot.upgrade();
+            let tunnels = snapshot.map_or(0, |snapshot| snapshot.tunnels.load(Ordering::Relaxed));
+            status::Generation {
+                generation: older.generation,
+                since: status::seconds(older.since),
+                until: status::seconds(older.until),
+                requests: holders.saturating_sub(tunnels) as u64,
+                tunnels: tunnels as u64,
+                connections: older.connections() as u64,
+            }
+        });
+        status.collect()
+    }
+
+    /// Requests that are served now, under whichever snapshot.
+    pub fn requests(&self) -> usize {
+        let live = self.load();
+        let older = self.older.lock();
+        let older = older.iter().map(|older| older.snapshot.strong_count());
+        live.holders() + older.sum::<usize>()
     }
 
     /// All open connections.

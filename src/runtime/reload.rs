@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::changes::Changes;
+use super::watch::Watch;
 use super::{Boot, Live, Plan, Snapshot, compile};
 use crate::config::{Config, load};
 use crate::issue::{At, Issues, Sources};
@@ -73,6 +74,31 @@ pub struct Loaded {
 /// All that is wrong in the file, located. Where single values are wrong, the rest is compiled all the same, so that
 /// nobody learns of a missing certificate only after an unknown key is gone. Warnings wait until there is no error.
 pub fn load(source: &Source, previous: Option<&Snapshot>) -> Result<Loaded, Issues> {
+    let (compiled, sources) = read_and_compile(source, previous);
+    let Compiled {
+        config,
+        plan,
+        warnings,
+    } = compiled?;
+    Ok(Loaded {
+        config,
+        plan,
+        warnings,
+        sources,
+    })
+}
+
+struct Compiled {
+    config: Config,
+    plan: Plan,
+    warnings: Issues,
+}
+
+/// As [`load`]. Errors come with what was read as well: what has to change for another outcome.
+fn read_and_compile(
+    source: &Source,
+    previous: Option<&Snapshot>,
+) -> (Result<Compiled, Issues>, Sources) {
     let load::Reading {
         document,
         mut issues,
@@ -85,18 +111,26 @@ pub fn load(source: &Source, previous: Option<&Snapshot>) -> Result<Loaded, Issu
         issues.append(found);
         issues.locate(&sources);
     }
-    match good {
-        Some((config, plan)) if !issues.has_errors() => Ok(Loaded {
+    let compiled = match good {
+        Some((config, plan)) if !issues.has_errors() => Ok(Compiled {
             config,
             plan,
             warnings: issues,
-            sources,
         }),
         _ => {
             issues.only_errors();
             Err(issues)
         }
-    }
+    };
+    (compiled, sources)
+}
+
+/// The document that a process runs on.
+pub struct Document {
+    pub source: Source,
+    pub config: Config,
+    /// The files that it was read from.
+    pub watch: Watch,
 }
 
 /// What a reload starts from.
@@ -106,6 +140,7 @@ pub struct Reloader {
     live: Arc<Live>,
     /// What the live snapshot was made from.
     config: Mutex<Config>,
+    watch: Mutex<Watch>,
 }
 
 /// The next configuration, ready to go live.
@@ -120,12 +155,18 @@ pub struct Prepared {
 }
 
 impl Reloader {
-    pub fn new(source: Source, config: Config, boot: Boot, live: Arc<Live>) -> Reloader {
+    pub fn new(document: Document, boot: Boot, live: Arc<Live>) -> Reloader {
+        let Document {
+            source,
+            config,
+            watch,
+        } = document;
         Reloader {
             source,
             boot,
             live,
             config: Mutex::new(config),
+            watch: Mutex::new(watch),
         }
     }
 
@@ -137,18 +178,37 @@ impl Reloader {
         &self.live
     }
 
+    /// Whether the files have changed since they were last loaded, and not since the last look: who writes several of
+    /// them, or one in several steps, is left the time to finish. Blocks.
+    pub fn have_files_changed(&self) -> bool {
+        self.watch.lock().look()
+    }
+
     /// Makes the next snapshot of what the file says now. Reads files and looks names up: blocks.
     ///
     /// # Errors
     /// All that is wrong in the file, and keys that only a new process can take, unless there `can_be_one`.
     pub fn prepare(&self, can_be_one: bool) -> Result<Prepared, Issues> {
+        // Before they are read: what changes meanwhile is seen by the next look.
+        let before = self.watch.lock().now();
+        let (prepared, sources) = self.rehearse(can_be_one);
+        let next = before.reading(sources.into_dependencies());
+        *self.watch.lock() = next;
+        prepared
+    }
+
+    /// As [`Reloader::prepare`], for who only wants to know what would come of it. It comes with what was read.
+    pub fn rehearse(&self, can_be_one: bool) -> (Result<Prepared, Issues>, Sources) {
         let live = self.live.load();
-        let Loaded {
+        let (compiled, sources) = read_and_compile(&self.source, Some(&live));
+        let Compiled {
             config,
             plan,
             warnings,
-            sources,
-        } = load(&self.source, Some(&live))?;
+        } = match compiled {
+            Ok(compiled) => compiled,
+            Err(issues) => return (Err(issues), sources),
+        };
         let start_only = self.boot.differences(&plan.boot);
         if !can_be_one && !start_only.is_empty() {
             let mut refused = Issues::default();
@@ -158,18 +218,19 @@ impl Reloader {
                     .hint("restart weir: no new process can take over from this one");
             }
             refused.locate(&sources);
-            return Err(refused);
+            return (Err(refused), sources);
         }
         let mut changes = Changes::between(&self.config.lock(), &config);
         changes.at_start(&start_only);
         changes.in_certificates(&live.certificates, &plan.snapshot.certificates);
-        Ok(Prepared {
+        let prepared = Prepared {
             snapshot: plan.snapshot,
             warnings,
             changes,
             start_only,
             config,
-        })
+        };
+        (Ok(prepared), sources)
     }
 
     /// Makes it the live one.

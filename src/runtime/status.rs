@@ -15,13 +15,39 @@ pub struct Status {
     pub started: u64,
     /// Seconds since then.
     pub uptime: u64,
+    pub state: State,
     /// Counts the configurations that this process has loaded.
     pub generation: u64,
     /// When the configuration was loaded, in seconds since 1970.
     pub since: u64,
     /// Client connections that are open now.
     pub connections: usize,
+    /// Former configurations that are in use still, oldest first.
+    pub older: Vec<Generation>,
     pub pools: Vec<PoolStatus>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Serving,
+    /// On its way to the end.
+    Draining,
+}
+
+/// A former configuration, and what began under it and goes on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Generation {
+    pub generation: u64,
+    /// When it was loaded, in seconds since 1970.
+    pub since: u64,
+    /// When the next one took its place.
+    pub until: u64,
+    pub requests: u64,
+    /// WebSockets and the like.
+    pub tunnels: u64,
+    /// Connections of listeners that the next configuration does not have.
+    pub connections: u64,
 }
 
 impl Status {
@@ -33,9 +59,14 @@ impl Status {
             process: std::process::id(),
             started: seconds(live.started()),
             uptime: uptime.as_secs(),
+            state: match live.is_draining() {
+                true => State::Draining,
+                false => State::Serving,
+            },
             generation: snapshot.generation,
             since: seconds(snapshot.since),
             connections: live.connections(),
+            older: live.older(),
             pools: snapshot.pools.values().map(|pool| pool.status()).collect(),
         }
     }
@@ -49,7 +80,7 @@ impl Status {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }

@@ -411,15 +411,22 @@ impl Http2 {
         answers.collect()
     }
 
+    /// Sends the header of a request, whose body follows part by part.
+    pub fn open(&mut self, request: &Request) -> io::Result<Dialogue> {
+        let opened = within_silence(async {
+            let mut sender = self.sender.clone().ready().await?;
+            sender.send_request(head_of(request), false)
+        })?;
+        let (response, body) = opened.map_err(io::Error::other)?;
+        Ok(Dialogue {
+            body,
+            response: Some(response),
+            answer: None,
+        })
+    }
+
     async fn exchange(self, request: Request) -> io::Result<Response> {
-        let uri = format!("https://{}{}", request.host, request.target);
-        let mut head = http::Request::builder()
-            .method(request.method.as_str())
-            .uri(uri);
-        for (name, value) in &request.headers.0 {
-            head = head.header(name, value);
-        }
-        let head = head.body(()).expect("a valid request");
+        let head = head_of(&request);
         let unsent = |error| io::Error::new(io::ErrorKind::NotConnected, error);
         let mut sender = self.sender.ready().await.map_err(unsent)?;
         let sent = sender.send_request(head, request.body.is_empty());
@@ -457,6 +464,57 @@ impl Http2 {
         }
         Ok(response)
     }
+}
+
+/// A request and its answer on a stream of HTTP/2, both still under way.
+pub struct Dialogue {
+    body: h2::SendStream<Bytes>,
+    response: Option<h2::client::ResponseFuture>,
+    answer: Option<h2::RecvStream>,
+}
+
+impl Dialogue {
+    pub fn say(&mut self, part: &str, end: bool) -> io::Result<()> {
+        let part = Bytes::copy_from_slice(part.as_bytes());
+        self.body.send_data(part, end).map_err(io::Error::other)
+    }
+
+    /// The next part of the answer; `None` at its end.
+    pub fn hear(&mut self) -> io::Result<Option<String>> {
+        within_silence(async {
+            if let Some(response) = self.response.take() {
+                self.answer = Some(response.await.map_err(io::Error::other)?.into_body());
+            }
+            let answer = self.answer.as_mut().expect("a header came");
+            while let Some(part) = answer.data().await {
+                let part = part.map_err(io::Error::other)?;
+                let _ = answer.flow_control().release_capacity(part.len());
+                // the end may be a frame of its own
+                if !part.is_empty() {
+                    return Ok(Some(to_text(&part)));
+                }
+            }
+            Ok(None)
+        })?
+    }
+
+    /// What stands behind the last part.
+    pub fn trailers(mut self) -> io::Result<Headers> {
+        let answer = self.answer.as_mut().expect("a header came");
+        let trailers = within_silence(answer.trailers())?.map_err(io::Error::other)?;
+        Ok(to_headers(&trailers.unwrap_or_default()))
+    }
+}
+
+fn head_of(request: &Request) -> http::Request<()> {
+    let uri = format!("https://{}{}", request.host, request.target);
+    let mut head = http::Request::builder()
+        .method(request.method.as_str())
+        .uri(uri);
+    for (name, value) in &request.headers.0 {
+        head = head.header(name, value);
+    }
+    head.body(()).expect("a valid request")
 }
 
 fn to_headers(fields: &http::HeaderMap) -> Headers {

@@ -72,6 +72,8 @@ pub struct Weir {
     // before the setup: the process ends before its folder goes
     process: Process,
     setup: Setup,
+    /// Whether the test has asked how the process ended.
+    judged: bool,
 }
 
 /// Everything that belongs to one test: its folder, its ports, the values of its documents.
@@ -260,9 +262,10 @@ impl Weir {
         self.leave();
     }
 
-    /// Waits until the process has ended by itself.
+    /// Waits until the process has ended by itself. How is for the test to judge.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
+        self.judged = true;
         self.process.wait().expect("weir ends")
     }
 
@@ -275,7 +278,7 @@ impl Weir {
             return;
         }
         match status {
-            Some(status) => assert!(status.success(), "weir ended with {status}"),
+            Some(status) => assert!(self.judged || status.success(), "weir ended with {status}"),
             None => panic!("weir is still there {LEAVE:?} after TERM"),
         }
         self.setup.judge_error_log();
@@ -360,6 +363,7 @@ impl Setup {
         let mut weir = Weir {
             setup: self,
             process,
+            judged: false,
         };
         let addresses = bind_addresses(&weir.setup.read(CONFIG));
         let ready = || addresses.iter().all(|address| accepts(address));

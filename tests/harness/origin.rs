@@ -461,11 +461,7 @@ impl Conversation {
             .headers
             .get("sec-websocket-key")
             .ok_or(io::ErrorKind::InvalidData)?;
-        let accept = websocket::accept(key);
-        let answer = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: {accept}\r\n\r\n"
-        );
+        let answer = websocket::agreed(key);
         self.stream.write_all(answer.as_bytes()).await?;
         loop {
             while let Some((frame, length)) = Frame::decode(&self.buffer) {

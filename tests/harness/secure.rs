@@ -1,4 +1,5 @@
-//! Backends that speak TLS and HTTP/2. They answer each request with what they know of its connection.
+//! Backends that speak TLS and HTTP/2. They answer each request with what they know of its connection, over HTTP/1 a
+//! WebSocket with its frames, and over HTTP/2 `/echo` with each part of the request as it comes.
 
 use std::fmt;
 use std::io;
@@ -16,11 +17,14 @@ use http::{HeaderMap, Request, Response};
 use pingora::protocols::tls::server::handshake;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Barrier;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::certs::Pair;
+use super::message::Head;
 use super::port::Port;
 use super::runtime;
+use super::websocket::{self, Frame};
 
 /// What a backend can.
 #[derive(Clone, Default)]
@@ -28,13 +32,46 @@ pub struct Skills {
     pub tls: Option<SslAcceptor>,
     /// HTTP/2 without having chosen it by ALPN.
     pub prior_knowledge: bool,
+    /// No request of HTTP/2 is answered before so many are there.
+    pub crowd: Option<Arc<Barrier>>,
+    /// How many requests may share a connection of HTTP/2; any number without.
+    pub streams: Option<u32>,
+}
+
+impl Skills {
+    pub fn tls(pair: &Pair, alpn: &'static [u8]) -> Skills {
+        Skills {
+            tls: Some(acceptor(pair, alpn, SslVersion::TLS1_3)),
+            ..Skills::default()
+        }
+    }
+
+    pub fn h2c() -> Skills {
+        Skills {
+            prior_knowledge: true,
+            ..Skills::default()
+        }
+    }
+
+    pub fn in_crowds_of(self, count: usize) -> Skills {
+        Skills {
+            crowd: Some(Arc::new(Barrier::new(count))),
+            ..self
+        }
+    }
 }
 
 pub struct SecureOrigin {
     address: SocketAddr,
-    connections: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
     task: JoinHandle<()>,
     _port: Port,
+}
+
+#[derive(Default)]
+struct Seen {
+    connections: AtomicUsize,
+    resumptions: AtomicUsize,
 }
 
 impl SecureOrigin {
@@ -42,36 +79,31 @@ impl SecureOrigin {
         let port = Port::reserve();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
         let listener = runtime().block_on(TcpListener::bind(address));
-        let connections = Arc::new(AtomicUsize::new(0));
-        let accept = accept(
-            listener.expect("bind an origin"),
-            skills,
-            connections.clone(),
-        );
+        let seen = Arc::new(Seen::default());
+        let accept = accept(listener.expect("bind an origin"), skills, seen.clone());
         SecureOrigin {
             address,
-            connections,
+            seen,
             task: runtime().spawn(accept),
             _port: port,
         }
     }
 
     pub fn tls(pair: &Pair, alpn: &'static [u8]) -> SecureOrigin {
-        SecureOrigin::start(Skills {
-            tls: Some(acceptor(pair, alpn, SslVersion::TLS1_3)),
-            prior_knowledge: false,
-        })
+        SecureOrigin::start(Skills::tls(pair, alpn))
     }
 
     pub fn h2c() -> SecureOrigin {
-        SecureOrigin::start(Skills {
-            tls: None,
-            prior_knowledge: true,
-        })
+        SecureOrigin::start(Skills::h2c())
     }
 
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.seen.connections.load(Ordering::Relaxed)
+    }
+
+    /// Connections on which a TLS session of an earlier one went on.
+    pub fn resumptions(&self) -> usize {
+        self.seen.resumptions.load(Ordering::Relaxed)
     }
 }
 
@@ -105,20 +137,20 @@ pub fn acceptor(pair: &Pair, alpn: &'static [u8], newest: SslVersion) -> SslAcce
     builder.build()
 }
 
-async fn accept(listener: TcpListener, skills: Skills, connections: Arc<AtomicUsize>) {
+async fn accept(listener: TcpListener, skills: Skills, seen: Arc<Seen>) {
     let mut tasks = JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
-        connections.fetch_add(1, Ordering::Relaxed);
-        tasks.spawn(serve(socket, skills.clone()));
+        seen.connections.fetch_add(1, Ordering::Relaxed);
+        tasks.spawn(serve(socket, skills.clone(), seen.clone()));
     }
 }
 
-async fn serve(socket: TcpStream, skills: Skills) {
+async fn serve(socket: TcpStream, skills: Skills, seen: Arc<Seen>) {
     // peers may go away at any time; what that means is for the test to judge
     let Some(tls) = &skills.tls else {
         match skills.prior_knowledge {
-            true => http2(socket, "plain".to_owned()).await,
-            false => drop(http1(socket, "plain".to_owned()).await),
+            true => http2(socket, "plain", &skills).await,
+            false => drop(http1(socket, "plain").await),
         }
         return;
     };
@@ -126,10 +158,13 @@ async fn serve(socket: TcpStream, skills: Skills) {
     let Ok(stream) = handshake(tls, socket).await else {
         return;
     };
+    if stream.ssl().session_reused() {
+        seen.resumptions.fetch_add(1, Ordering::Relaxed);
+    }
     let facts = facts(stream.ssl());
     match stream.ssl().selected_alpn_protocol() {
-        Some(b"h2") => http2(stream, facts).await,
-        _ => drop(http1(stream, facts).await),
+        Some(b"h2") => http2(stream, &facts, &skills).await,
+        _ => drop(http1(stream, &facts).await),
     }
 }
 
@@ -143,17 +178,21 @@ fn facts(ssl: &SslRef) -> String {
     format!("{} for {name} from {client}", ssl.version_str())
 }
 
-async fn http1(mut stream: impl AsyncRead + AsyncWrite + Unpin, facts: String) -> io::Result<()> {
-    let mut head = Vec::new();
+async fn http1(mut stream: impl AsyncRead + AsyncWrite + Unpin, facts: &str) -> io::Result<()> {
+    let mut read = Vec::new();
     loop {
-        let end = head.windows(4).position(|window| window == b"\r\n\r\n");
-        let Some(end) = end else {
-            if stream.read_buf(&mut head).await? == 0 {
+        let Some((head, length)) = Head::parse(&read) else {
+            if stream.read_buf(&mut read).await? == 0 {
                 return Ok(());
             }
             continue;
         };
-        head.drain(..end + 4);
+        read.drain(..length);
+        if let Some(key) = head.headers.get("sec-websocket-key") {
+            stream.write_all(websocket::agreed(key).as_bytes()).await?;
+            stream.flush().await?;
+            return echo_frames(stream, read).await;
+        }
         let body = format!("h1 {facts}");
         let answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
@@ -164,28 +203,67 @@ async fn http1(mut stream: impl AsyncRead + AsyncWrite + Unpin, facts: String) -
     }
 }
 
-async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin, facts: String) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else {
+async fn echo_frames(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    mut read: Vec<u8>,
+) -> io::Result<()> {
+    loop {
+        while let Some((frame, length)) = Frame::decode(&read) {
+            read.drain(..length);
+            stream.write_all(&frame.encode(None)).await?;
+            stream.flush().await?;
+        }
+        if stream.read_buf(&mut read).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin, facts: &str, skills: &Skills) {
+    let mut builder = h2::server::Builder::new();
+    if let Some(streams) = skills.streams {
+        builder.max_concurrent_streams(streams);
+    }
+    let Ok(mut connection) = builder.handshake(stream).await else {
         return;
     };
+    let mut tasks = JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
-        let _ = answer(request, respond, &facts);
+        tasks.spawn(answer(
+            request,
+            respond,
+            facts.to_owned(),
+            skills.crowd.clone(),
+        ));
     }
 }
 
 /// An answer with trailers, as gRPC has it.
-fn answer(
+async fn answer(
     request: Request<h2::RecvStream>,
     mut respond: SendResponse<Bytes>,
-    facts: &str,
+    facts: String,
+    crowd: Option<Arc<Barrier>>,
 ) -> Result<(), h2::Error> {
+    if let Some(crowd) = crowd {
+        crowd.wait().await;
+    }
     let mut head = Response::builder().status(200);
     let kind = request.headers().get(http::header::CONTENT_TYPE);
     if let Some(kind) = kind {
         head = head.header(http::header::CONTENT_TYPE, kind);
     }
     let mut body = respond.send_response(head.body(()).expect("a fixed head"), false)?;
-    body.send_data(Bytes::from(format!("h2 {facts}")), false)?;
+    if request.uri().path() == "/echo" {
+        let mut parts = request.into_body();
+        while let Some(part) = parts.data().await {
+            let part = part?;
+            parts.flow_control().release_capacity(part.len())?;
+            body.send_data(part, false)?;
+        }
+    } else {
+        body.send_data(Bytes::from(format!("h2 {facts}")), false)?;
+    }
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", "0".parse().expect("a value"));
     body.send_trailers(trailers)

@@ -17,6 +17,15 @@ pub fn accept(key: &str) -> String {
     base64::encode_block(&sha::sha1(salted.as_bytes()))
 }
 
+/// The answer to an upgrade with that key.
+pub fn agreed(key: &str) -> String {
+    let accept = accept(key);
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+}
+
 impl Frame {
     pub fn text(text: &str) -> Frame {
         Frame {

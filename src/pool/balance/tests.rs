@@ -26,7 +26,7 @@ fn named(position: usize, address: SocketAddr, weight: u32) -> Arc<Member> {
         backup: false,
         max_conns: None,
     };
-    Arc::new(Member::new(place, Connector::plain()))
+    Arc::new(Member::new(place, &Connector::plain()))
 }
 
 /// An algorithm over members with these weights, each with its full share.

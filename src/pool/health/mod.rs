@@ -348,7 +348,7 @@ mod tests {
                 backup: false,
                 max_conns: None,
             };
-            Arc::new(Member::new(place, Connector::plain()))
+            Arc::new(Member::new(place, &Connector::plain()))
         };
         let checks = Checks {
             probe: Probe::Tcp,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
@@ -12,6 +13,7 @@ use pingora::protocols::l4::virt::VirtualSocketStream;
 use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::tls::Offer;
+use super::turns::{Turn, Turns};
 use super::wire::{Link, Wire};
 use super::{Dialer, Needs};
 
@@ -36,10 +38,12 @@ pub struct Line {
     phase: AtomicU8,
     reused: AtomicBool,
     expired: AtomicBool,
-    misjudged: AtomicBool,
+    outdated: AtomicBool,
     /// Whether the connection is to speak HTTP/2.
     http2: bool,
     offer: Offer,
+    /// While this makes a connection that others can share.
+    turn: Mutex<Option<Turn>>,
 }
 
 impl Line {
@@ -51,9 +55,10 @@ impl Line {
             phase: AtomicU8::new(Phase::Header as u8),
             reused: AtomicBool::new(false),
             expired: AtomicBool::new(false),
-            misjudged: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
             http2,
             offer,
+            turn: Mutex::default(),
         })
     }
 
@@ -67,9 +72,15 @@ impl Line {
         self.expired.load(Ordering::Relaxed)
     }
 
-    /// Whether the backend speaks another protocol than it was thought to: the next try knows better.
-    pub fn misjudged(&self) -> bool {
-        self.misjudged.load(Ordering::Relaxed)
+    /// Whether the next try will do better: there is a connection to share by now, or the backend speaks another protocol
+    /// than it was thought to.
+    pub fn outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
+    }
+
+    /// No connection is being made any more, whether there is one or not: others can look for it.
+    pub fn settled(&self) {
+        self.turn.lock().take();
     }
 
     /// The final header of the answer is there; what follows is a body, or a tunnel or a stream of events.
@@ -88,7 +99,7 @@ impl Line {
 
     /// When a wait that began at `since` is too long.
     pub(super) fn deadline(&self, phase: Phase, since: Instant) -> Instant {
-        let limits = &self.dialer.connector.limits;
+        let limits = &self.dialer.limits;
         match phase {
             Phase::Tunnel => since + limits.tunnel,
             Phase::Header | Phase::Body => {
@@ -111,23 +122,58 @@ impl Line {
     }
 
     async fn link(&self) -> Result<Link> {
+        if self.is_to_share() {
+            self.take_turn().await?;
+        }
         if !self.needs.fresh
-            && let Some(link) = self.dialer.idle.take(self.http2, Instant::now())
+            && let Some(link) = self.dialer.stock.idle.take(self.http2, Instant::now())
         {
             self.reused.store(link.used, Ordering::Relaxed);
             return Ok(link);
         }
-        let link = self.dialer.dial(self.offer, self.needs.ends).await?;
-        if link.http2 == self.http2 {
+        let link = self.dialer.stock.dial(self.offer, self.needs.ends).await?;
+        let http2 = link.http2;
+        if self.offer == Offer::Both {
+            self.dialer.stock.learn(http2);
+        }
+        if http2 == self.http2 {
             return Ok(link);
         }
         if self.offer == Offer::Both {
-            self.dialer.learn(link.http2);
-            self.dialer.keep(link);
-            self.misjudged.store(true, Ordering::Relaxed);
+            self.dialer.stock.keep(link);
+            return self.look_again();
         }
         let spoken = if self.http2 { "no HTTP/2" } else { "HTTP/2" };
         Error::e_explain(ErrorType::H2Error, format!("the backend speaks {spoken}"))
+    }
+
+    /// Whether other requests can share what this makes: HTTP/2, or what may turn out to be.
+    fn is_to_share(&self) -> bool {
+        let may_turn_out = self.offer == Offer::Both && self.dialer.stock.spoken().is_none();
+        (self.http2 || may_turn_out) && !self.needs.fresh && !self.dialer.stock.is_per_client()
+    }
+
+    /// One request at a time makes a connection that is to be shared; whoever comes meanwhile waits for it. Otherwise each
+    /// of a hundred requests that find none would make its own.
+    async fn take_turn(&self) -> Result<()> {
+        if !self.needs.patient {
+            return Ok(());
+        }
+        if let Some(turn) = Turns::take(&self.dialer.stock.turns).await {
+            *self.turn.lock() = Some(turn);
+        } else if self.http2 || self.dialer.stock.spoken() == Some(true) {
+            return self.look_again();
+        }
+        Ok(())
+    }
+
+    /// Pingora looks for a connection to share only before it asks for a new one.
+    fn look_again<T>(&self) -> Result<T> {
+        self.outdated.store(true, Ordering::Relaxed);
+        Error::e_explain(
+            ErrorType::ConnectError,
+            "there is another connection by now",
+        )
     }
 }
 

@@ -7,40 +7,37 @@
 //!
 //! ```text
 //!  Connector   what the pool's configuration says of connections
-//!    Dialer    one member's: where it is, its idle connections
+//!    Dialer    one member's: how long requests wait there
+//!      Stock   where it is, and its idle connections, which a reload may leave as they are
 //!      Line    one try of a request: a fresh or a kept connection, and its time limits
 //! ```
 
 mod idle;
 mod line;
+mod stock;
 mod timeouts;
 mod tls;
+mod turns;
 mod wire;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use pingora::Result;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::{HttpPeer, PeerOptions, Scheme};
-use pingora::{Error, ErrorType, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UnixStream};
 
 use crate::issue::{At, Issues, Sources};
-use idle::Idle;
+use stock::Stock;
 use tls::{Offer, Tls};
-use wire::{Io, Link};
 
-use crate::http::proxy_protocol;
 pub use crate::http::proxy_protocol::{Ends, Version as ProxyProtocol};
 pub use line::Line;
 pub use timeouts::{Limits, Timeouts};
@@ -70,11 +67,19 @@ const FRESH: u64 = 0x9e37_79b9_7f4a_7c15;
 #[derive(Debug)]
 pub struct Connector {
     limits: Limits,
+    means: Arc<Means>,
+}
+
+/// What decides about a connection. One that was made by the same means is as good after a reload as before.
+#[derive(Debug, PartialEq)]
+struct Means {
     protocol: Protocol,
     tls: Option<Tls>,
     proxy_protocol: Option<ProxyProtocol>,
     /// How many idle connections to one member are kept.
     keepalive: usize,
+    /// And for how long.
+    idle: Duration,
 }
 
 impl Connector {
@@ -107,21 +112,22 @@ impl Connector {
             }
             _ => {}
         }
+        let (limits, tls) = (limits?, tls?);
         Some(Arc::new(Connector {
-            limits: limits?,
-            protocol: config.protocol,
-            tls: tls?,
-            proxy_protocol: config.proxy_protocol,
-            keepalive: config.keepalive.get() as usize,
+            means: Arc::new(Means {
+                protocol: config.protocol,
+                tls,
+                proxy_protocol: config.proxy_protocol,
+                keepalive: config.keepalive.get() as usize,
+                idle: limits.idle,
+            }),
+            limits,
         }))
     }
 
-    /// Whether the files that the configuration names hold the same for both.
-    pub fn has_same_files(&self, other: &Connector) -> bool {
-        match (&self.tls, &other.tls) {
-            (Some(tls), Some(other)) => tls.has_same_files(other),
-            (tls, other) => tls.is_none() == other.is_none(),
-        }
+    /// Whether both make the same connections, with what is in the files that the configuration names.
+    pub fn has_same_means(&self, other: &Connector) -> bool {
+        self.means == other.means
     }
 
     /// When a request that began at `started` has taken too long.
@@ -135,12 +141,16 @@ impl Connector {
     /// What a pool has that says nothing of connections.
     pub fn plain() -> Arc<Connector> {
         let limits = Timeouts::default().compile(&At::Root, &mut Issues::default());
+        let limits = limits.expect("the defaults are right");
         Arc::new(Connector {
-            limits: limits.expect("the defaults are right"),
-            protocol: Protocol::Auto,
-            tls: None,
-            proxy_protocol: None,
-            keepalive: super::default_keepalive().get() as usize,
+            means: Arc::new(Means {
+                protocol: Protocol::Auto,
+                tls: None,
+                proxy_protocol: None,
+                keepalive: super::default_keepalive().get() as usize,
+                idle: limits.idle,
+            }),
+            limits,
         })
     }
 }
@@ -148,13 +158,8 @@ impl Connector {
 /// How to reach one member.
 #[derive(Debug)]
 pub struct Dialer {
-    connector: Arc<Connector>,
-    address: SocketAddr,
-    /// What its certificate must be for.
-    name: String,
-    /// Whether the backend chose HTTP/2 when it was last asked.
-    http2: AtomicBool,
-    idle: Idle,
+    limits: Limits,
+    stock: Arc<Stock>,
     peer: HttpPeer,
 }
 
@@ -163,6 +168,8 @@ pub struct Dialer {
 pub struct Needs {
     /// No connection that was used before.
     pub fresh: bool,
+    /// Waits while somebody else makes a connection that could be shared.
+    pub patient: bool,
     /// The request asks for another protocol, and has no body: no answer may be read before all of it is written.
     pub upgrade: bool,
     /// The client wants a stream of events.
@@ -185,63 +192,74 @@ pub struct Contact {
 
 impl Dialer {
     /// `authority` is what its backend was written as.
-    pub fn new(connector: Arc<Connector>, address: SocketAddr, authority: &str) -> Arc<Dialer> {
-        /// Connections of one dialer are not for another one: what made them trustworthy may differ.
-        static DIALERS: AtomicU64 = AtomicU64::new(0);
+    pub fn new(connector: &Connector, address: SocketAddr, authority: &str) -> Dialer {
+        let limits = connector.limits;
+        let stock = Stock::new(connector.means.clone(), address, host_of(authority));
         let mut options = PeerOptions::new();
-        options.write_timeout = Some(connector.limits.write);
+        options.write_timeout = Some(limits.write);
         // `handler/proxy` does it in one pass over the headers that are there. Pingora would look up each of ten names in two
         // maps, 2k of the 89k instructions of a small request.
         options.http_upstream_request_policy.strip_hop_by_hop = false;
         // The constructors of `HttpPeer` would resolve a name here, and panic when they cannot.
         let peer = HttpPeer {
-            _address: address.clone(),
+            _address: stock.address().clone(),
             scheme: Scheme::HTTP,
             sni: String::new(),
             proxy: None,
             client_cert_key: None,
-            group_key: DIALERS.fetch_add(1, Ordering::Relaxed),
+            group_key: stock.number(),
             options,
         };
-        Arc::new(Dialer {
-            idle: Idle::new(connector.limits.idle, connector.keepalive),
-            http2: AtomicBool::new(false),
-            name: host_of(authority).to_owned(),
-            connector,
-            address,
+        Dialer {
+            limits,
+            stock,
             peer,
-        })
+        }
+    }
+
+    /// The same with the connections of `previous`, if those are what it would make itself.
+    pub fn adopt(&self, previous: &Dialer) -> Dialer {
+        let stock = match self.stock.is_like(&previous.stock) {
+            true => &previous.stock,
+            false => &self.stock,
+        };
+        let mut peer = self.peer.clone();
+        peer.group_key = stock.number();
+        Dialer {
+            limits: self.limits,
+            stock: stock.clone(),
+            peer,
+        }
     }
 
     /// How Pingora gets the connection for one try of a request.
     pub fn peer(self: &Arc<Self>, needs: Needs) -> (Box<HttpPeer>, Arc<Line>) {
-        let (http2, offer) = self.protocol(needs.upgrade);
+        let (http2, offer) = self.stock.protocol(needs.upgrade);
         let line = Line::new(self.clone(), needs, http2, offer);
         let mut peer = Box::new(self.peer.clone());
         peer.options.custom_l4 = Some(line.clone());
-        let limits = &self.connector.limits;
+        let limits = &self.limits;
         let left = needs.deadline.map(|end| end.duration_since(Instant::now()));
         let within = |limit: Duration| left.map_or(limit, |left| limit.min(left));
         peer.options.total_connection_timeout = Some(within(limits.connect));
         if http2 {
-            let read = if needs.events {
-                limits.tunnel
-            } else {
-                limits.read
-            };
-            peer.options.read_timeout = Some(within(read));
+            // Pingora takes it once, before the answer tells what it is, and then waits as long for each part of it.
+            peer.options.read_timeout = Some(match needs.events {
+                true => limits.tunnel,
+                false => within(limits.read),
+            });
             peer.options.idle_timeout = Some(limits.idle);
             // Pingora's way to say: HTTP/2 without TLS. What there is of TLS is in the stream.
             peer.options.set_http_version(2, 2);
             peer.options.max_h2_streams = STREAMS;
-            if self.connector.tls.is_some() {
+            if self.stock.is_secure() {
                 // For Pingora it ends in a pair of sockets: the address that it takes to be anybody's.
                 peer._address = SocketAddr::Inet((Ipv4Addr::UNSPECIFIED, 0).into());
             }
             if needs.fresh {
                 peer.group_key ^= FRESH;
             }
-            if self.connector.proxy_protocol.is_some() {
+            if self.stock.is_per_client() {
                 // What was said of one client is not true of another.
                 let mut hasher = DefaultHasher::new();
                 (peer.group_key, needs.ends).hash(&mut hasher);
@@ -249,28 +267,6 @@ impl Dialer {
             }
         }
         (peer, line)
-    }
-
-    /// Whether to speak HTTP/2, and what to offer a backend that may choose.
-    fn protocol(&self, upgrade: bool) -> (bool, Offer) {
-        match self.connector.protocol {
-            Protocol::H1 => (false, Offer::Http1),
-            Protocol::H2 | Protocol::H2c => (true, Offer::Http2),
-            // Only HTTP/1.1 can become another protocol.
-            Protocol::Auto if upgrade => (false, Offer::Http1),
-            Protocol::Auto => (self.http2.load(Ordering::Relaxed), Offer::Both),
-        }
-    }
-
-    fn learn(&self, http2: bool) {
-        self.http2.store(http2, Ordering::Relaxed);
-    }
-
-    /// Keeps a connection for a later request.
-    fn keep(&self, link: Link) {
-        if self.connector.proxy_protocol.is_none() {
-            self.idle.put(link, Instant::now());
-        }
     }
 
     /// A connection of its own, for a probe: HTTP/2 is spoken on it where the probe knows nothing else (`http2`) or the
@@ -286,72 +282,15 @@ impl Dialer {
         // The same that an upgrade gets: a backend that may choose is to choose HTTP/1.1.
         let (http2, offer) = match http2 {
             true => (true, Offer::Http2),
-            false => self.protocol(true),
+            false => self.stock.protocol(true),
         };
         let line = Line::new(self.clone(), needs, http2, offer);
         Ok(Contact {
-            stream: line.connect(&self.address).await?,
+            stream: line.connect(self.stock.address()).await?,
             http2,
-            secure: self.connector.tls.is_some(),
+            secure: self.stock.is_secure(),
         })
     }
-
-    /// A connection that nobody has used.
-    async fn dial(&self, offer: Offer, ends: Option<Ends>) -> Result<Link> {
-        let greeting = self.connector.proxy_protocol;
-        let greeting = greeting.map(|version| proxy_protocol::header(version, ends));
-        let socket = self.socket(greeting.unwrap_or_default()).await;
-        let socket = socket.map_err(|e| self.explain(e))?;
-        let Some(tls) = &self.connector.tls else {
-            let io = match socket {
-                Socket::Tcp(socket) => Io::Tcp(socket),
-                Socket::Unix(socket) => Io::Unix(socket),
-            };
-            return Ok(Link::new(io, offer == Offer::Http2));
-        };
-        let stream = match socket {
-            Socket::Tcp(socket) => socket.into(),
-            Socket::Unix(socket) => socket.into(),
-        };
-        let stream = tls.connect(stream, &self.name, offer).await?;
-        let http2 = stream.ssl().selected_alpn_protocol() == Some(b"h2");
-        Ok(Link::new(Io::Tls(Box::new(stream)), http2))
-    }
-
-    /// A connected socket, on which the greeting is sent.
-    async fn socket(&self, greeting: Vec<u8>) -> io::Result<Socket> {
-        match &self.address {
-            SocketAddr::Inet(address) => {
-                let mut socket = TcpStream::connect(address).await?;
-                // Pingora hands over whole messages.
-                socket.set_nodelay(true)?;
-                socket.write_all(&greeting).await?;
-                Ok(Socket::Tcp(socket))
-            }
-            SocketAddr::Unix(address) => {
-                let path = address.as_pathname().ok_or(io::ErrorKind::InvalidInput)?;
-                let mut socket = UnixStream::connect(path).await?;
-                socket.write_all(&greeting).await?;
-                Ok(Socket::Unix(socket))
-            }
-        }
-    }
-
-    fn explain(&self, e: io::Error) -> Box<Error> {
-        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
-        let kind = match e.kind() {
-            ConnectionRefused => ErrorType::ConnectRefused,
-            TimedOut => ErrorType::ConnectTimedout,
-            HostUnreachable | NetworkUnreachable => ErrorType::ConnectNoRoute,
-            _ => ErrorType::ConnectError,
-        };
-        Error::because(kind, format!("connecting to {}", self.address), e)
-    }
-}
-
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// The host of `host:port` and `[address]:port`.

@@ -9,11 +9,17 @@ use std::fmt;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
 use boring::error::ErrorStack;
-use boring::ssl::{SslConnector, SslConnectorBuilder, SslMethod, SslVerifyMode, SslVersion};
+use boring::ex_data::Index;
+use boring::ssl::{
+    ConnectConfiguration, Ssl, SslConnector, SslConnectorBuilder, SslMethod, SslRef, SslSession,
+    SslSessionCacheMode, SslSessionRef, SslVerifyMode, SslVersion,
+};
 use boring::x509::X509;
 use boring::x509::store::X509StoreBuilder;
+use parking_lot::Mutex;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::tls::SslStream;
 use pingora::protocols::tls::client::handshake;
@@ -23,7 +29,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::issue::{At, Issues, Sources};
+use crate::issue::{At, Dependency, Issues, Sources};
 use crate::tls::{CertifiedKey, LoadError};
 
 /// TLS towards the backends of a pool, 1.2 or newer. `tls: true` takes all defaults.
@@ -108,9 +114,7 @@ const CIPHERS: &str = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256
 /// TLS of one pool.
 pub struct Tls {
     connector: SslConnector,
-    /// The name for all backends; each its own without.
-    sni: Option<String>,
-    verify: bool,
+    config: Config,
     /// Of what was in the files: a reload that finds something else there makes the pool anew.
     files: u64,
 }
@@ -144,6 +148,7 @@ impl Config {
         let mut complete = true;
         let authorities = self.ca.as_ref().map(|ca| {
             let ca = path("ca", ca);
+            sources.depends_on(Dependency::File(ca.clone()));
             fs::read(&ca)
                 .map_err(|e| format!("cannot read `{}`: {e}", ca.display()))
                 .and_then(|pem| {
@@ -176,6 +181,7 @@ impl Config {
             (Some(cert), Some(key)) => {
                 let (cert, key) = (path("cert", cert), path("key", key));
                 for file in [&cert, &key] {
+                    sources.depends_on(Dependency::File(file.clone()));
                     fs::read(file).unwrap_or_default().hash(&mut files);
                 }
                 match CertifiedKey::load(&cert, &key) {
@@ -208,8 +214,7 @@ impl Config {
         match connector(self.verify, authorities, own) {
             Ok(connector) => Some(Tls {
                 connector: connector.build(),
-                sni: self.sni.clone(),
-                verify: self.verify,
+                config: self.clone(),
                 files: files.finish(),
             }),
             Err(e) => {
@@ -241,6 +246,12 @@ fn connector(
     if !verify {
         builder.set_verify(SslVerifyMode::NONE);
     }
+    builder.set_session_cache_mode(SslSessionCacheMode::CLIENT);
+    builder.set_new_session_callback(|connection, session| {
+        if let Some(sessions) = connection.ex_data(*SESSIONS) {
+            sessions.put(session);
+        }
+    });
     Ok(builder)
 }
 
@@ -252,37 +263,111 @@ fn is_name(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte))
 }
 
+/// Whether nobody could tell the connections of the two apart.
+impl PartialEq for Tls {
+    fn eq(&self, other: &Tls) -> bool {
+        self.config == other.config && self.files == other.files
+    }
+}
+
 impl Tls {
-    /// A TLS connection over `stream`, to a backend of that name.
+    /// TLS towards a backend of that name.
+    pub fn client(&self, name: &str) -> Client {
+        Client {
+            connector: self.connector.clone(),
+            name: self.config.sni.as_deref().unwrap_or(name).to_owned(),
+            verify: self.config.verify,
+            sessions: Arc::default(),
+        }
+    }
+}
+
+/// TLS towards one backend.
+pub struct Client {
+    connector: SslConnector,
+    name: String,
+    verify: bool,
+    /// Of its own connections only.
+    sessions: Arc<Sessions>,
+}
+
+impl Client {
+    /// A TLS connection over `stream`.
     ///
     /// # Errors
     /// When the backend is not who it should be, or no handshake comes about.
-    pub async fn connect(
-        &self,
-        stream: Stream,
-        name: &str,
-        offer: Offer,
-    ) -> Result<SslStream<Stream>> {
-        const WHAT: &str = "setting up TLS";
-        let mut settings = self
-            .connector
-            .configure()
-            .or_err(ErrorType::InternalError, WHAT)?;
+    pub async fn connect(&self, stream: Stream, offer: Offer) -> Result<SslStream<Stream>> {
+        let settings = self.settings(offer);
+        let settings = settings.or_err(ErrorType::InternalError, "setting up TLS")?;
+        handshake(settings, &self.name, stream, None).await
+    }
+
+    fn settings(&self, offer: Offer) -> std::result::Result<ConnectConfiguration, ErrorStack> {
+        let mut settings = self.connector.configure()?;
         settings.set_verify_hostname(self.verify);
-        let offer: &[u8] = match offer {
+        settings.set_alpn_protos(match offer {
             Offer::Http1 => b"\x08http/1.1",
             Offer::Http2 => b"\x02h2",
             Offer::Both => b"\x02h2\x08http/1.1",
-        };
-        settings
-            .set_alpn_protos(offer)
-            .or_err(ErrorType::InternalError, WHAT)?;
-        let name = self.sni.as_deref().unwrap_or(name);
-        handshake(settings, name, stream, None).await
+        })?;
+        settings.set_ex_data(*SESSIONS, self.sessions.clone());
+        if let Some(session) = self.sessions.take() {
+            self.resume(&mut settings, &session)?;
+        }
+        Ok(settings)
     }
 
-    /// Whether the files hold the same for both.
-    pub fn has_same_files(&self, other: &Tls) -> bool {
-        self.files == other.files
+    #[expect(
+        unsafe_code,
+        reason = "boring leaves it to its caller to keep sessions and contexts together"
+    )]
+    fn resume(
+        &self,
+        connection: &mut SslRef,
+        session: &SslSessionRef,
+    ) -> std::result::Result<(), ErrorStack> {
+        // SAFETY: `sessions` is where the session comes from, and is told to the connections of this client alone, which
+        // are all made from its one context, as is this one.
+        unsafe { connection.set_session(session) }
     }
 }
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+/// What a backend has given out to spare both sides most of the next handshake.
+#[derive(Default)]
+struct Sessions(Mutex<Vec<SslSession>>);
+
+impl Sessions {
+    /// As many as most servers give out at a time.
+    const KEPT: usize = 2;
+
+    fn put(&self, session: SslSession) {
+        let mut sessions = self.0.lock();
+        if sessions.len() == Sessions::KEPT {
+            sessions.remove(0);
+        }
+        sessions.push(session);
+    }
+
+    /// The newest. Those of TLS 1.3 serve once, so that nobody who listens can tell two connections for the same client's
+    /// (RFC 8446 appendix C.4).
+    fn take(&self) -> Option<SslSession> {
+        let mut sessions = self.0.lock();
+        let newest = sessions.last()?;
+        match newest.protocol_version() {
+            SslVersion::TLS1_3 => sessions.pop(),
+            _ => Some(newest.clone()),
+        }
+    }
+}
+
+/// Where a connection has the sessions of its client.
+static SESSIONS: LazyLock<Index<Ssl, Arc<Sessions>>> = LazyLock::new(|| {
+    // fails when there is no memory, at the first start of a process
+    Ssl::new_ex_index().expect("memory for an index")
+});

@@ -305,7 +305,7 @@ impl Drop for Wire {
             && let Some(mut link) = self.link.take()
         {
             link.used = true;
-            self.line.dialer.keep(link);
+            self.line.dialer.stock.keep(link);
         }
     }
 }

@@ -19,7 +19,7 @@ fn member(port: u16, weight: u32, max_conns: Option<u64>) -> Arc<Member> {
         backup: false,
         max_conns,
     };
-    Arc::new(Member::new(place, Connector::plain()))
+    Arc::new(Member::new(place, &Connector::plain()))
 }
 
 fn roster(rules: Rules, members: &[Arc<Member>], now: Instant) -> Roster {
@@ -121,7 +121,7 @@ mod slow_start {
         // what a reload does: other members, the same at heart
         let adopt = |previous: &Arc<Member>| {
             let place = previous.place().clone();
-            let mut member = Member::new(place, Connector::plain());
+            let mut member = Member::new(place, &Connector::plain());
             member.adopt(previous);
             Arc::new(member)
         };
@@ -331,7 +331,7 @@ mod waiting {
         let running = before.members()[0].begin();
         let mut tried = Tried::default();
         let place = before.members()[0].place().clone();
-        let mut adopted = Member::new(place, Connector::plain());
+        let mut adopted = Member::new(place, &Connector::plain());
         adopted.adopt(&before.members()[0]);
         let after = Roster::new(rules(9), Some(&before));
         after.set_members([Arc::new(adopted)].into(), Instant::now());
