@@ -164,7 +164,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 }
                 Err(None) => return Shutdown::shutdown(gate.stream_mut()).await,
             };
-            let ahead = bytes.split_off(head.length);
+            let ahead = match head.length == bytes.len() {
+                // as usual: splitting would make the rest shared memory
+                true => BytesMut::new(),
+                false => bytes.split_off(head.length),
+            };
             gate.begin(&bytes, head.framing, ahead);
             let mut session = ServerSession::new_http1(gate);
             session.set_pipelined_prefix(bytes);
