@@ -236,7 +236,7 @@ fn process_1_serves_reaps_and_is_not_replaced() {
         eprintln!("skipped, containers are not for this user: {log}");
         return;
     }
-    assert_eq!(setup.read("weir.pid"), "1\n");
+    eventually(PATIENCE, || setup.read("weir.pid") == "1\n");
     assert!(
         setup
             .error_log()
