@@ -6,7 +6,7 @@ CARGO ?= cargo
 # where rustup puts cargo, for the shell that has not been reopened since
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint bench setup
+.PHONY: help run test lint bench soak setup
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make test    run all tests'
 	@echo 'make lint    check formatting, and clippy without warnings'
 	@echo 'make bench   compare weir with nginx and haproxy on this machine (under ten minutes)'
+	@echo 'make soak    reload and replace a busy weir for five minutes, and count what fails (SOAK=seconds)'
 	@echo 'make setup   only install what a build needs'
 
 run: setup
@@ -31,6 +32,11 @@ lint: setup
 bench: setup
 	@.ci/setup bench
 	$(CARGO) bench --locked --bench compare -- $(BENCH)
+
+# half an hour, say: make soak SOAK=1800
+soak: SOAK ?= 300
+soak: setup
+	WEIR_TEST_SOAK=$(SOAK) $(CARGO) test --release --locked --test weir -- soak --nocapture
 
 setup:
 	@.ci/setup build

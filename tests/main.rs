@@ -45,5 +45,6 @@ mod drain; // what it tells, and how it ends
 mod logs; // access log, error log, reopening
 mod reload;
 mod shutdown;
+mod soak; // everything at once
 mod systemd; // notifications, sockets given, the units; process 1 of a container
 mod upgrade;

@@ -8,6 +8,7 @@ use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
 use crate::harness::client::{Connection, get};
+use crate::harness::daemon::Daemon;
 use crate::harness::load::{Kind, Load};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually, value_within};
@@ -560,41 +561,4 @@ fn children(pid: u32) -> usize {
     files
         .filter(|status| status.lines().any(|line| line == parent))
         .count()
-}
-
-/// A process that is no child of the test; it does not outlive it either.
-struct Daemon {
-    pid: i32,
-}
-
-impl Daemon {
-    #[track_caller]
-    fn find(setup: &Setup) -> Daemon {
-        let pid = value_within(PATIENCE, || setup.read("weir.pid").trim().parse().ok());
-        let pid = pid.expect("a pid file");
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        assert!(
-            command.contains("weir"),
-            "the pid file names {pid}: `{command}`"
-        );
-        Daemon { pid }
-    }
-
-    fn signal(&self, signal: Signal) {
-        signal::kill(Pid::from_raw(self.pid), signal).expect("the daemon is there");
-    }
-
-    /// Nobody may be there to reap it: a zombie is not running.
-    fn is_running(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        Path::new(&format!("/proc/{}", self.pid)).exists() && !stat.contains(") Z ")
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if self.is_running() {
-            self.signal(Signal::SIGKILL);
-        }
-    }
 }

@@ -19,6 +19,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod daemon;
 pub mod dns;
 pub mod grpc;
 pub mod load;

@@ -31,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub enum Behaviour {
     /// 200 with this body.
     Fixed(String),
+    /// As `Fixed`, and keeps no record of it: for millions.
+    Quiet(String),
     /// 200 with the request, as it came, for body.
     Echo,
     /// Exactly these bytes, then a close.
@@ -368,6 +370,10 @@ impl Conversation {
         }
 
         let body = self.read_body(&head).await?;
+        if let Behaviour::Quiet(text) = behaviour {
+            self.write_answer("200 OK", text.as_bytes()).await?;
+            return Ok(true);
+        }
         self.record(&head, body.clone());
         match behaviour {
             Behaviour::Once(_) if self.used => return Ok(false),
@@ -401,7 +407,9 @@ impl Conversation {
                 self.echo_frames(&head).await?;
                 return Ok(false);
             }
-            Behaviour::Sink | Behaviour::Early(_) => unreachable!("answered above"),
+            Behaviour::Quiet(_) | Behaviour::Sink | Behaviour::Early(_) => {
+                unreachable!("answered above")
+            }
         }
         Ok(true)
     }
