@@ -1,13 +1,16 @@
 //! TERM and QUIT let running requests end; INT does not wait.
 
+use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::Weir;
 use crate::harness::client::{Connection, get};
+use crate::harness::daemon::Daemon;
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually};
+use crate::harness::{BINARY, Setup, Weir, one_site};
 
 fn start(app: &Origin) -> Weir {
     Weir::with("app", app).start_pool("{ backends: ['{app}'] }")
@@ -154,4 +157,25 @@ fn file_service_drains_too() {
         .expect("the whole body");
     assert_eq!(length, 8_000_000);
     assert!(weir.wait().success());
+}
+
+#[test]
+fn soft_limit_of_open_files_is_no_limit() {
+    let setup = Setup::new();
+    setup.write_config(&one_site("routes: [{ respond: ok }]"));
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("ulimit -Sn 256; exec {BINARY} -c weir.yaml")])
+        .current_dir(setup.dir())
+        .spawn()
+        .expect("start weir");
+    let weir = Daemon::find(&setup);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", weir.pid)).expect("it runs");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<_> = line.expect("a limit").split_whitespace().collect();
+    assert_ne!(words[3], "256", "{words:?}");
+    assert_eq!(words[3], words[4], "{words:?}");
+    weir.signal(Signal::SIGTERM);
+    assert!(child.wait().expect("it ends").success());
 }
