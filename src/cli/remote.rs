@@ -287,6 +287,16 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
         );
         page += &table(std::iter::once(heading).chain(members).collect());
     }
+    for status::FilesStatus { name, open_files } in &status.files {
+        let asked = open_files.hits + open_files.misses;
+        page += &format!(
+            "\nfiles of {name}: {} known, {} of them open, {} KiB in memory; {} % of {asked} look-ups were hits\n",
+            open_files.files,
+            open_files.open,
+            open_files.memory / 1024,
+            open_files.hits * 100 / asked.max(1),
+        );
+    }
     page
 }
 

@@ -2,6 +2,7 @@
 
 pub mod cx;
 pub mod date;
+pub mod disk;
 pub mod failure;
 pub mod reply;
 pub mod vars;

@@ -115,6 +115,14 @@ impl Hosts {
         }
     }
 
+    /// The sites, each once for each of its hosts.
+    pub fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        let named = self.exact.values().chain(self.wildcards.values());
+        let regexes = self.regexes.iter().map(|(_, entry)| entry);
+        let entries = named.chain(regexes).chain(&self.any);
+        entries.map(|entry| &entry.site)
+    }
+
     /// The entry for `host`, which is in lower case and without port and trailing dot.
     pub fn find(&self, host: &str) -> Option<&Entry> {
         let regex = || self.regexes.iter().find(|(regex, _)| regex.is_match(host));

@@ -63,6 +63,12 @@ impl Router {
         self.find_entry(listener, host).map(|entry| &entry.site)
     }
 
+    /// All routes, those of a site once for each of its hosts.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let sites = self.listeners.values().flat_map(Hosts::sites);
+        sites.flat_map(|site| &site.routes)
+    }
+
     fn find_entry(&self, listener: &str, host: &str) -> Option<&Entry> {
         self.listeners.get(listener)?.find(host)
     }

@@ -65,27 +65,38 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
             .hint("give at least one listener: `listeners: { http: { bind: \":8080\" } }`");
     }
     unused_pools(config, b);
-    Some(Plan {
-        boot,
-        snapshot: Snapshot {
-            generation: previous.map_or(1, |previous| previous.generation + 1),
-            since: SystemTime::now(),
-            router,
-            pools,
-            statics,
-            trusted_proxies: config.trusted_proxies.clone(),
-            log: log?,
-            drain,
-            watch: config.watch,
-            cuts: previous.map_or_else(Arc::default, |previous| previous.cuts.clone()),
-            tunnels: AtomicUsize::new(0),
-            edge,
-            companion,
-            resolvers,
-            certificates: certificates.shown,
-            self_signed: certificates.self_signed,
-        },
-    })
+    let snapshot = Snapshot {
+        generation: previous.map_or(1, |previous| previous.generation + 1),
+        since: SystemTime::now(),
+        router,
+        pools,
+        statics,
+        trusted_proxies: config.trusted_proxies.clone(),
+        log: log?,
+        drain,
+        watch: config.watch,
+        cuts: previous.map_or_else(Arc::default, |previous| previous.cuts.clone()),
+        tunnels: AtomicUsize::new(0),
+        edge,
+        companion,
+        resolvers,
+        certificates: certificates.shown,
+        self_signed: certificates.self_signed,
+    };
+    if let Some(previous) = previous {
+        adopt_open_files(&snapshot, previous);
+    }
+    Some(Plan { boot, snapshot })
+}
+
+/// Folders that are served as before go on with the files that are open.
+fn adopt_open_files(snapshot: &Snapshot, previous: &Snapshot) {
+    let before = previous.files();
+    for files in snapshot.files().values() {
+        for before in before.values() {
+            files.adopt(before);
+        }
+    }
 }
 
 fn boot(config: &Config, b: &mut Build<'_>) -> Boot {

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::handler::Handler;
 use crate::handler::files::Files;
 use crate::log;
 use crate::net::{Bind, Listeners, Open};
@@ -142,6 +143,20 @@ impl Snapshot {
             Part::Edge => &self.edge,
             Part::Companion => &self.companion,
         }
+    }
+
+    /// All folders that files are served from, by who does: `static.assets`, `shop.routes[1]`.
+    pub fn files(&self) -> BTreeMap<String, &Files> {
+        let statics = self.statics.iter();
+        let statics = statics.map(|(name, files)| (format!("static.{name}"), &**files));
+        let routes = self
+            .router
+            .routes()
+            .filter_map(|route| match &route.handler {
+                Handler::Files(files) => Some((route.name.to_string(), &**files)),
+                _ => None,
+            });
+        statics.chain(routes).collect()
     }
 }
 

@@ -4,7 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::Live;
+use super::{Live, Snapshot};
+use crate::handler::files::OpenFiles;
 use crate::pool::PoolStatus;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +26,16 @@ pub struct Status {
     /// Former configurations that are in use still, oldest first.
     pub older: Vec<Generation>,
     pub pools: Vec<PoolStatus>,
+    /// Folders of which files are remembered.
+    #[serde(default)]
+    pub files: Vec<FilesStatus>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FilesStatus {
+    /// Who serves them: `static.assets`, `shop.routes[1]`.
+    pub name: String,
+    pub open_files: OpenFiles,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +79,7 @@ impl Status {
             connections: live.connections(),
             older: live.older(),
             pools: snapshot.pools.values().map(|pool| pool.status()).collect(),
+            files: files(&snapshot),
         }
     }
 
@@ -78,6 +90,15 @@ impl Status {
         json.push(b'\n');
         json
     }
+}
+
+fn files(snapshot: &Snapshot) -> Vec<FilesStatus> {
+    let each = snapshot.files().into_iter();
+    each.filter_map(|(name, files)| {
+        let open_files = files.open_files()?;
+        Some(FilesStatus { name, open_files })
+    })
+    .collect()
 }
 
 pub(super) fn seconds(time: SystemTime) -> u64 {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderValue, StatusCode};
 use indexmap::IndexMap;
@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer};
 
+use super::cache;
 use super::glob::Glob;
 use super::listing::Listing;
 use super::resource::Boundary;
@@ -86,6 +87,10 @@ pub struct Config {
     /// Whether files and folders whose name begins with a dot are served. `.well-known` always is (RFC 8615).
     #[schemars(default)]
     pub hidden: bool,
+    /// Files that are remembered, so that a request for one of them asks the file system nothing; `off`: none. A changed
+    /// file is served a moment (`valid`) later. nginx: `open_file_cache`.
+    #[schemars(default = "default_open_files")]
+    pub open_files: OrOff<cache::Config>,
 }
 
 fn default_index() -> Vec<String> {
@@ -94,6 +99,10 @@ fn default_index() -> Vec<String> {
 
 fn default_charset() -> OrOff<String> {
     OrOff::On("utf-8".to_owned())
+}
+
+fn default_open_files() -> OrOff<cache::Config> {
+    OrOff::On(cache::Config::default())
 }
 
 /// The root has to follow.
@@ -111,6 +120,7 @@ impl Default for Config {
             errors: IndexMap::new(),
             symlinks: Symlinks::default(),
             hidden: false,
+            open_files: default_open_files(),
         }
     }
 }
@@ -129,6 +139,7 @@ impl Keyed for Config {
         "errors",
         "symlinks",
         "hidden",
+        "open_files",
     ];
 
     fn read<'de, A: MapAccess<'de>>(
@@ -148,6 +159,7 @@ impl Keyed for Config {
             "errors" => self.errors = map.next_value()?,
             "symlinks" => self.symlinks = map.next_value()?,
             "hidden" => self.hidden = map.next_value()?,
+            "open_files" => self.open_files = map.next_value()?,
             _ => unreachable!("`{key}` is not one of KEYS"),
         }
         Ok(())
@@ -202,6 +214,8 @@ impl Config {
             errors,
             boundary: Boundary::new([random(), random()]),
             hidden: self.hidden,
+            cache: OnceLock::new(),
+            config: self.clone(),
         })
     }
 

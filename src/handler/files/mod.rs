@@ -10,8 +10,9 @@
 //!
 //! [`Files::serve`] is the whole of it: a request in, a reply out. The reply holds a small file as bytes and a large one
 //! as an open file, which the sender reads as fast as the client takes it. What a URL may reach is decided in two places:
-//! here by name (no dot-files, no backslash), and in `root` by where it leads.
+//! here by name (no dot-files, no backslash), and in `root` by where it leads. What it led to lately is in the `cache`.
 
+mod cache;
 mod config;
 mod glob;
 mod listing;
@@ -24,10 +25,11 @@ mod tries;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use http::header::{ALLOW, LOCATION};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use nix::errno::Errno;
 
 use crate::exchange::Reply;
@@ -35,12 +37,15 @@ use crate::exchange::vars::View;
 use crate::http::coding::{self, Coding};
 use crate::http::mime::Types;
 use crate::http::path;
+use crate::value::OrOff;
+use cache::Cache;
 use glob::Glob;
 use listing::Listing;
-use resource::{Boundary, Resource};
-use root::{Found, Missing, Opened, Root};
+use resource::{About, Boundary, Open, Resource, Version};
+use root::{Missing, Root, broken};
 use tries::{Candidate, Tries};
 
+pub use cache::OpenFiles;
 pub use config::Config;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
@@ -73,6 +78,16 @@ pub struct Files {
     errors: HashMap<StatusCode, String>,
     boundary: Boundary,
     hidden: bool,
+    /// Made when it is first needed: one that is in use may take its place before.
+    cache: OnceLock<Arc<Cache>>,
+    /// What all this was made from.
+    config: Config,
+}
+
+/// What a path leads to.
+enum Found {
+    File(Arc<Open>),
+    Folder,
 }
 
 /// There is nothing, and `try` ends with a path that another route may have an answer for.
@@ -106,7 +121,7 @@ impl Files {
     pub async fn serve(&self, view: &View<'_>) -> Result<Reply, Elsewhere> {
         let (mut reply, elsewhere) = self.answer(view).await;
         if let Some(page) = self.errors.get(&reply.head.status) {
-            self.add_page(&mut reply, page, &view.request.headers);
+            self.add_page(&mut reply, page, view).await;
         }
         match elsewhere {
             None => Ok(reply),
@@ -115,6 +130,25 @@ impl Files {
                 otherwise: reply,
             }),
         }
+    }
+
+    /// Goes on with the open files of `before`, if it stood for the same folder in the same way.
+    pub fn adopt(&self, before: &Files) {
+        let is_same = self.path == before.path
+            && self.config == before.config
+            && self
+                .root
+                .identity()
+                .is_ok_and(|own| before.root.identity() == Ok(own));
+        if is_same && let Some(cache) = before.cache.get() {
+            // nobody uses this one yet
+            let _ = self.cache.set(cache.clone());
+        }
+    }
+
+    /// How well the open files do, once there are any.
+    pub fn open_files(&self) -> Option<OpenFiles> {
+        Some(self.cache.get()?.status())
     }
 
     /// The place and path of the last entry of `try`, if it is the same path for every request, other routes may answer
@@ -130,7 +164,7 @@ impl Files {
         .into_iter();
         let is_file = |path: String| {
             let relative = self.allowed(&path);
-            relative.is_some_and(|path| matches!(self.root.find(path), Ok(Found::File(_))))
+            relative.is_some_and(|path| matches!(self.root.find(path), Ok(root::Found::File(_))))
         };
         (!files.any(is_file)).then(|| (tries.candidates.len() - 1, path))
     }
@@ -146,7 +180,7 @@ impl Files {
         let found = match refusal {
             // a route that takes the method may have to be found, where there is no file
             Some(refusal) if !self.tries.as_ref().is_some_and(leads_on) => return (refusal, None),
-            _ => self.find(view),
+            _ => self.find(view).await,
         };
         let elsewhere = match &found {
             Ok(Target::Nothing(tries)) => tries.elsewhere(),
@@ -163,13 +197,7 @@ impl Files {
         let request = view.request;
         let path = &view.cx.path;
         match found {
-            Ok(Target::File(file)) => {
-                let reply = file.reply(&request.method, &request.headers, &self.boundary);
-                reply.unwrap_or_else(|error| {
-                    log::error!("cannot read {path:?} in {:?}: {error}", self.path);
-                    Reply::empty(StatusCode::INTERNAL_SERVER_ERROR)
-                })
-            }
+            Ok(Target::File(file)) => file.reply(&request.method, &request.headers, &self.boundary),
             Ok(Target::Listing(listing, folder)) => {
                 let query = request.uri.query();
                 let root = self.root.clone();
@@ -182,33 +210,36 @@ impl Files {
         }
     }
 
-    fn find(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
+    async fn find(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
         match &self.tries {
-            Some(tries) => self.find_first(tries, view),
-            None => self.find_path(view),
+            Some(tries) => self.find_first(tries, view).await,
+            None => self.find_path(view).await,
         }
     }
 
-    fn find_path(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
-        let headers = &view.request.headers;
+    async fn find_path(&self, view: &View<'_>) -> Result<Target<'_>, Missing> {
         let relative = self.allowed(&view.cx.path).ok_or(Missing::NotFound)?;
         if relative.is_empty() || relative.ends_with('/') {
             return match is_slash_missing(view) {
                 true => Ok(Target::Folder),
-                false => self.find_folder(relative, view),
+                false => self.find_folder(relative, view).await,
             };
         }
-        match self.root.find(relative)? {
-            Found::File(opened) => Ok(Target::File(self.resource(relative, opened, headers))),
+        match self.look_up(relative, view.cx.started).await? {
+            Found::File(file) => Ok(Target::File(self.resource(relative, file, view).await)),
             Found::Folder if is_slash_missing(view) => Ok(Target::Folder),
             // a rewrite took the slash
-            Found::Folder => self.find_folder(&format!("{relative}/"), view),
+            Found::Folder => self.find_folder(&format!("{relative}/"), view).await,
         }
     }
 
-    fn find_first<'a>(&'a self, tries: &'a Tries, view: &View<'_>) -> Result<Target<'a>, Missing> {
+    async fn find_first<'a>(
+        &'a self,
+        tries: &'a Tries,
+        view: &View<'_>,
+    ) -> Result<Target<'a>, Missing> {
         for candidate in &tries.candidates {
-            match self.find_candidate(candidate, view) {
+            match self.find_candidate(candidate, view).await {
                 Err(Missing::NotFound) => {}
                 found => return found,
             }
@@ -216,21 +247,20 @@ impl Files {
         Ok(Target::Nothing(tries))
     }
 
-    fn find_candidate(
+    async fn find_candidate(
         &self,
         candidate: &Candidate,
         view: &View<'_>,
     ) -> Result<Target<'_>, Missing> {
-        let headers = &view.request.headers;
         let path = candidate.path(view);
         let relative = self.allowed(&path).ok_or(Missing::NotFound)?;
         match candidate {
             Candidate::Folder(_) => {
                 // Another folder than that of the URL only lends its index: links of a listing would lead astray.
                 if view.cx.path.trim_end_matches('/') != path.trim_end_matches('/') {
-                    return self.find_index(relative, headers);
+                    return self.find_index(relative, view).await;
                 }
-                let found = self.find_folder(relative, view)?;
+                let found = self.find_folder(relative, view).await?;
                 match is_slash_missing(view) {
                     true => Ok(Target::Folder),
                     false => Ok(found),
@@ -239,20 +269,21 @@ impl Files {
             Candidate::File(_) if relative.is_empty() || relative.ends_with('/') => {
                 Err(Missing::NotFound)
             }
-            Candidate::File(_) => match self.root.find(relative)? {
-                Found::File(opened) => Ok(Target::File(self.resource(relative, opened, headers))),
+            Candidate::File(_) => match self.look_up(relative, view.cx.started).await? {
+                Found::File(file) => Ok(Target::File(self.resource(relative, file, view).await)),
                 Found::Folder => Err(Missing::NotFound),
             },
         }
     }
 
     /// What answers for the folder `relative` of the URL, which is empty or ends with a slash.
-    fn find_folder(&self, relative: &str, view: &View<'_>) -> Result<Target<'_>, Missing> {
-        let found = self.find_index(relative, &view.request.headers);
+    async fn find_folder(&self, relative: &str, view: &View<'_>) -> Result<Target<'_>, Missing> {
+        let found = self.find_index(relative, view).await;
         let (Err(Missing::NotFound), Some(listing)) = (&found, &self.listing) else {
             return found;
         };
-        match self.root.find(relative.trim_end_matches('/'))? {
+        let folder = relative.trim_end_matches('/');
+        match self.look_up(folder, view.cx.started).await? {
             Found::Folder => {
                 let folder = listing::Folder {
                     relative: relative.to_owned(),
@@ -265,12 +296,12 @@ impl Files {
         }
     }
 
-    fn find_index(&self, relative: &str, headers: &HeaderMap) -> Result<Target<'_>, Missing> {
+    async fn find_index(&self, relative: &str, view: &View<'_>) -> Result<Target<'_>, Missing> {
         for name in &self.index {
             let index = format!("{relative}{name}");
-            match self.root.find(&index) {
-                Ok(Found::File(opened)) => {
-                    return Ok(Target::File(self.resource(&index, opened, headers)));
+            match self.look_up(&index, view.cx.started).await {
+                Ok(Found::File(file)) => {
+                    return Ok(Target::File(self.resource(&index, file, view).await));
                 }
                 Ok(Found::Folder) | Err(Missing::NotFound) => {}
                 Err(missing) => return Err(missing),
@@ -281,57 +312,125 @@ impl Files {
         Err(Missing::NotFound)
     }
 
-    /// The file at `relative`, or the one beside it in a coding that the client likes better.
-    fn resource(&self, relative: &str, opened: Opened, headers: &HeaderMap) -> Resource {
-        let rule = |(glob, _): &&(Glob, HeaderValue)| glob.takes(relative);
-        let cache_control = self.cache_control.iter().find(rule);
-        let (coding, has_variants, opened) = match self.precompressed.is_empty() {
-            true => (None, false, opened),
-            false => self.variant(relative, opened, headers),
-        };
-        let mut resource = Resource::new(opened);
-        resource.content_type = self.types.of(relative);
-        resource.coding = coding;
-        resource.has_variants = has_variants;
-        resource.cache_control = cache_control.map(|(_, value)| value.clone());
-        resource
+    /// What stands at `relative`, as far as is known at `now`.
+    async fn look_up(&self, relative: &str, now: Instant) -> Result<Found, Missing> {
+        let known = self.cache(now).and_then(|cache| cache.fresh(relative, now));
+        match known {
+            Some(file) => Ok(Found::File(file)),
+            None => self.look_up_anew(relative, now).await,
+        }
     }
 
-    /// A coding and what was opened for it, and whether another request could have got another.
-    fn variant(
+    async fn look_up_anew(&self, relative: &str, now: Instant) -> Result<Found, Missing> {
+        let found = match self.root.find_known(relative) {
+            Some(found) => found,
+            None => self.look_up_on_disk(relative).await,
+        };
+        let Some(cache) = self.cache(now) else {
+            return match found? {
+                root::Found::File(opened) => Ok(Found::File(open(opened).await?)),
+                root::Found::Folder => Ok(Found::Folder),
+            };
+        };
+        let opened = match found {
+            Ok(root::Found::File(opened)) => opened,
+            other => {
+                cache.remove(relative);
+                return other.map(|_| Found::Folder);
+            }
+        };
+        if let Some(file) = cache.confirm(relative, &Version::of(&opened.1), now) {
+            return Ok(Found::File(file));
+        }
+        let file = open(opened).await?;
+        match file.is_settled() {
+            true => cache.insert(relative, file.clone(), now),
+            false => cache.remove(relative),
+        }
+        Ok(Found::File(file))
+    }
+
+    fn cache(&self, now: Instant) -> Option<&Cache> {
+        match &self.config.open_files {
+            OrOff::On(config) => {
+                let cache = self.cache.get_or_init(|| Arc::new(Cache::new(config, now)));
+                Some(cache)
+            }
+            OrOff::Off => None,
+        }
+    }
+
+    /// On a thread that may wait for the disk.
+    async fn look_up_on_disk(&self, relative: &str) -> Result<root::Found, Missing> {
+        let (root, relative) = (self.root.clone(), relative.to_owned());
+        let found = tokio::task::spawn_blocking(move || root.find(&relative)).await;
+        found.unwrap_or(Err(Missing::Broken(Errno::EIO)))
+    }
+
+    /// The file at `relative`, or the one beside it in a coding that the client likes better.
+    async fn resource(&self, relative: &str, file: Arc<Open>, view: &View<'_>) -> Resource {
+        let about = |coding, has_variants| {
+            let rule = |(glob, _): &&(Glob, HeaderValue)| glob.takes(relative);
+            let cache_control = self.cache_control.iter().find(rule);
+            About {
+                content_type: self.types.of(relative),
+                coding,
+                has_variants,
+                cache_control: cache_control.map(|(_, value)| value.clone()),
+            }
+        };
+        let (coding, has_variants, file) = match self.precompressed.is_empty() {
+            true => (None, false, file),
+            false => self.variant(relative, file, view).await,
+        };
+        let head = match has_variants {
+            false => file.plain(|| about(None, false)),
+            true => Arc::new(file.head(about(coding, true))),
+        };
+        Resource { file, head }
+    }
+
+    /// A coding and the file that is in it, and whether another request could have got another.
+    async fn variant(
         &self,
         relative: &str,
-        opened: Opened,
-        headers: &HeaderMap,
-    ) -> (Option<Coding>, bool, Opened) {
-        let beside = |coding: &Coding| {
+        file: Arc<Open>,
+        view: &View<'_>,
+    ) -> (Option<Coding>, bool, Arc<Open>) {
+        let beside = async |coding: &Coding| {
             let name = format!("{relative}{}", coding.suffix());
-            match self.root.find(&name) {
-                Ok(Found::File(opened)) => Some(opened),
+            match self.look_up(&name, view.cx.started).await {
+                Ok(Found::File(file)) => Some(file),
                 // the file itself is there: what is wrong with this one need not be the client's trouble
                 Ok(Found::Folder) | Err(_) => None,
             }
         };
-        let preferred = coding::preferred(headers, &self.precompressed);
+        let preferred = coding::preferred(&view.request.headers, &self.precompressed);
         for coding in &preferred {
-            if let Some(encoded) = beside(coding) {
+            if let Some(encoded) = beside(coding).await {
                 return (Some(*coding), true, encoded);
             }
         }
-        let mut others = self.precompressed.iter();
-        let has_variants =
-            others.any(|other| !preferred.contains(other) && beside(other).is_some());
-        (None, has_variants, opened)
+        let mut has_variants = false;
+        for other in &self.precompressed {
+            if !preferred.contains(other) && beside(other).await.is_some() {
+                has_variants = true;
+                break;
+            }
+        }
+        (None, has_variants, file)
     }
 
     /// Makes the file at `page` the body of an answer without one.
-    fn add_page(&self, reply: &mut Reply, page: &str, headers: &HeaderMap) {
-        match self.root.find(page) {
-            Ok(Found::File(opened)) => {
-                let page = self.resource(page, opened, headers);
-                if let Err(error) = page.become_body(reply) {
-                    log::error!("cannot read an error page in {:?}: {error}", self.path);
-                }
+    async fn add_page(&self, reply: &mut Reply, page: &str, view: &View<'_>) {
+        match self.look_up(page, view.cx.started).await {
+            Ok(Found::File(file)) => {
+                let page = self.resource(page, file, view).await;
+                page.become_body(reply);
+            }
+            Err(Missing::Broken(error)) => {
+                let root = &self.path;
+                log::error!("cannot read an error page in {root:?}: {}", error.desc());
             }
             // it was reported when the configuration was loaded, and the client has an answer without it
             Ok(Found::Folder) | Err(_) => {}
@@ -370,6 +469,10 @@ impl Files {
         };
         Reply::empty(status)
     }
+}
+
+async fn open(opened: root::Opened) -> Result<Arc<Open>, Missing> {
+    Ok(Arc::new(Open::new(opened).await.map_err(broken)?))
 }
 
 /// Whether a client may know of a file or folder with this name; `hidden`: of dot-files too. A backslash in the name of a file

@@ -27,6 +27,9 @@ const READ: OFlag = OFlag::O_RDONLY
 const NAME: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 const FOLDER: OFlag = NAME.union(OFlag::O_DIRECTORY);
 
+/// Look up no further than the kernel's memory of names reaches; nix has no name for it.
+const RESOLVE_CACHED: ResolveFlag = ResolveFlag::from_bits_retain(nix::libc::RESOLVE_CACHED);
+
 /// How often a lookup is repeated that the kernel gave up because something was renamed meanwhile.
 const ATTEMPTS: usize = 8;
 
@@ -50,6 +53,8 @@ pub struct Root {
     symlinks: Symlinks,
     /// Whether `openat2` can be used; decided once, as it does not change under a running process.
     openat2: bool,
+    /// Whether it can be told not to wait for the disk.
+    knows_cached: bool,
 }
 
 /// A regular file, and what the kernel knew of it when it was opened.
@@ -177,7 +182,15 @@ impl Root {
             Err(Errno::ENOSYS | Errno::EPERM) => false,
             Err(error) => return Err(error),
         };
+        // Linux 5.12; any answer but this one comes from a kernel that has the flag
+        let cached = resolved(
+            folder.as_fd(),
+            Path::new("."),
+            FOLDER,
+            resolve | RESOLVE_CACHED,
+        );
         Ok(Root {
+            knows_cached: openat2 && !matches!(cached, Err(Errno::EINVAL)),
             folder,
             symlinks,
             openat2,
@@ -193,7 +206,14 @@ impl Root {
     #[cfg(test)]
     pub fn without_openat2(mut self) -> Root {
         self.openat2 = false;
+        self.knows_cached = false;
         self
+    }
+
+    /// Which folder it is, among all of this machine.
+    pub fn identity(&self) -> nix::Result<(u64, u64)> {
+        let stat = fstat(&self.folder)?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// Opens what stands at `relative`, which begins with no slash and holds no `..`.
@@ -205,11 +225,22 @@ impl Root {
             Err(Errno::EACCES) => return self.find_unreadable(relative),
             Err(error) => return Err(error.into()),
         };
-        let metadata = file.metadata().map_err(broken)?;
-        match metadata.file_type() {
-            kind if kind.is_file() => Ok(Found::File((file, metadata))),
-            kind if kind.is_dir() => Ok(Found::Folder),
-            _ => Err(Missing::NotFound),
+        found(file)
+    }
+
+    /// As `find`, where that takes no disk; `None` where it may.
+    pub fn find_known(&self, relative: &str) -> Option<Result<Found, Missing>> {
+        let relative = or_itself(Path::new(relative));
+        if !self.knows_cached || !relative.components().all(leads_down) {
+            return None;
+        }
+        let resolve = self.boundary() | RESOLVE_CACHED;
+        let how = OpenHow::new().flags(READ).resolve(resolve);
+        match openat2(&self.folder, relative, how) {
+            Ok(file) => Some(found(File::from(file))),
+            Err(error @ (Errno::ENOENT | Errno::ENOTDIR)) => Some(Err(error.into())),
+            // the kernel would have to look, or there is more to it
+            Err(_) => None,
         }
     }
 
@@ -272,12 +303,7 @@ impl Root {
             return Err(Errno::EXDEV);
         }
         match self.openat2 {
-            true => resolved(
-                self.folder.as_fd(),
-                relative,
-                flags,
-                ResolveFlag::RESOLVE_NO_MAGICLINKS,
-            ),
+            true => resolved(self.folder.as_fd(), relative, flags, self.boundary()),
             false => openat(&self.folder, relative, flags, Mode::empty()),
         }
     }
@@ -287,12 +313,27 @@ impl Root {
         if !self.openat2 {
             return walk(self.folder.as_fd(), relative, flags);
         }
-        let resolve = match self.symlinks {
-            Symlinks::Deny => ResolveFlag::RESOLVE_NO_SYMLINKS,
-            _ => ResolveFlag::RESOLVE_NO_MAGICLINKS,
-        };
-        let resolve = resolve | ResolveFlag::RESOLVE_BENEATH;
-        resolved(self.folder.as_fd(), relative, flags, resolve)
+        resolved(self.folder.as_fd(), relative, flags, self.boundary())
+    }
+
+    /// What the kernel is to see to on its way.
+    fn boundary(&self) -> ResolveFlag {
+        match self.symlinks {
+            Symlinks::Deny => ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH,
+            Symlinks::FollowInside => {
+                ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_BENEATH
+            }
+            Symlinks::Follow => ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        }
+    }
+}
+
+fn found(file: File) -> Result<Found, Missing> {
+    let metadata = file.metadata().map_err(broken)?;
+    match metadata.file_type() {
+        kind if kind.is_file() => Ok(Found::File((file, metadata))),
+        kind if kind.is_dir() => Ok(Found::Folder),
+        _ => Err(Missing::NotFound),
     }
 }
 
@@ -357,7 +398,8 @@ fn path_of(file: BorrowedFd<'_>) -> nix::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|error| errno(&error))
 }
 
-fn broken(error: io::Error) -> Missing {
+/// Something went wrong with a file that is there.
+pub fn broken(error: io::Error) -> Missing {
     Missing::Broken(errno(&error))
 }
 

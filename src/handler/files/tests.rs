@@ -83,6 +83,10 @@ impl Folder {
         value
             .entry("root".into())
             .or_insert_with(|| self.www().to_str().unwrap().into());
+        // most tests change a file and look at once
+        value
+            .entry("open_files".into())
+            .or_insert_with(|| "off".into());
         let config: Config = serde_yaml::from_value(value.into()).map_err(|e| e.to_string())?;
         let sources = Sources::default();
         let mut b = Build::new(&sources);
@@ -212,7 +216,7 @@ fn a_file_is_served_with_its_facts() {
             Some("text/html; charset=utf-8")
         );
         assert_eq!(header(&reply, ACCEPT_RANGES), Some("bytes"));
-        assert_eq!(header(&reply, CONTENT_LENGTH), None);
+        assert_eq!(header(&reply, CONTENT_LENGTH), Some("8"));
         assert!(header(&reply, LAST_MODIFIED).unwrap().ends_with(" GMT"));
         assert!(header(&reply, ETAG).unwrap().starts_with('"'));
     }
@@ -1288,6 +1292,115 @@ fn several_parts_come_in_one_answer() {
 }
 
 /// The names and the number of pages of a listing in JSON, and its text.
+/// As `get`, that much later than `start`.
+fn get_at(files: &Files, path: &str, start: Instant, later: u64) -> Reply {
+    let mut cx = Cx::new(start + Duration::from_millis(later), Arc::default());
+    cx.path = path.to_owned();
+    serve_in(files, Method::GET, &[], &cx, "/")
+}
+
+#[test]
+fn what_is_known_is_believed_for_a_time() {
+    let folder = Folder::new();
+    let large = |byte| vec![byte; SMALL as usize + 1];
+    folder.write("small", "1").write("large", large(b'1'));
+    folder.write("gone", "1");
+    let files = folder.compile("open_files: { valid: 100ms }").unwrap();
+    let start = Instant::now();
+    let get = |path, later| get_at(&files, path, start, later);
+    for path in ["/small", "/large", "/gone"] {
+        assert_eq!(content(&get(path, 0))[0], b'1');
+    }
+    for (path, new) in [("small", vec![b'2']), ("large", large(b'2'))] {
+        fs::write(folder.at("new"), new).unwrap();
+        fs::rename(folder.at("new"), folder.at(path)).unwrap();
+    }
+    fs::remove_file(folder.at("gone")).unwrap();
+    for path in ["/small", "/large", "/gone"] {
+        let known = get(path, 99);
+        assert_eq!(content(&known)[0], b'1');
+        let now = get(path, 100);
+        assert_ne!(header(&known, ETAG), header(&now, ETAG));
+        match path {
+            "/gone" => assert_eq!(status(&now), 404),
+            _ => assert_eq!(content(&now)[0], b'2'),
+        }
+    }
+    let known = files.open_files().unwrap();
+    assert_eq!((known.files, known.open), (2, 1));
+    assert_eq!((known.hits, known.misses), (3, 6));
+    // a look that finds what was there before makes it believed for as long again
+    for (later, hits) in [(199, 4), (200, 4), (299, 5), (400, 5)] {
+        assert_eq!(content(&get("/small", later)), b"2");
+        assert_eq!(files.open_files().unwrap().hits, hits, "{later}");
+    }
+}
+
+#[test]
+fn a_change_that_hides_its_time_is_noticed() {
+    let folder = Folder::new();
+    folder.write("a", "1");
+    let files = folder.compile("open_files: { valid: 0ms }").unwrap();
+    let modified = fs::metadata(folder.at("a")).unwrap().modified().unwrap();
+    assert_eq!(content(&get(&files, "/a")), b"1");
+    // the clock of the file system ticks more slowly than that of this test
+    let before = Version::of(&fs::metadata(folder.at("a")).unwrap());
+    while Version::of(&fs::metadata(folder.at("a")).unwrap()) == before {
+        fs::write(folder.at("a"), "2").unwrap();
+        let file = File::options().write(true).open(folder.at("a")).unwrap();
+        file.set_modified(modified).unwrap();
+    }
+    assert_eq!(content(&get(&files, "/a")), b"2");
+}
+
+#[test]
+fn no_more_is_remembered_than_is_allowed() {
+    let folder = Folder::new();
+    for n in 0..100 {
+        folder.write(&format!("{n}"), vec![b'x'; 5000]);
+    }
+    let start = Instant::now();
+    for (keys, most) in [
+        ("{ max: 10, valid: 1h }", 10),
+        ("{ memory: 62KiB, valid: 1h }", 10),
+    ] {
+        let files = folder.compile(&format!("open_files: {keys}")).unwrap();
+        for n in 0..100 {
+            get_at(&files, &format!("/{n}"), start, 0);
+            // one that is asked for again and again stays
+            get_at(&files, "/0", start, 0);
+        }
+        let known = files.open_files().unwrap();
+        assert_eq!((known.files, known.open), (most, 0), "{keys}");
+        assert!(known.memory <= 62 * 1024);
+        assert_eq!((known.hits, known.misses), (100, 100), "{keys}");
+    }
+    // what is too large for all of it pushes nothing out
+    let files = folder.compile("open_files: { memory: 3KiB }").unwrap();
+    folder.write("tiny", "x");
+    get_at(&files, "/tiny", start, 0);
+    get_at(&files, "/1", start, 0);
+    assert_eq!(files.open_files().unwrap().files, 1);
+}
+
+#[test]
+fn what_nobody_asks_for_is_closed() {
+    let folder = Folder::new();
+    folder.write("large", vec![b'x'; SMALL as usize + 1]);
+    folder.write("a", "a");
+    let files = folder.compile("open_files: { valid: 1s }").unwrap();
+    let start = Instant::now();
+    for second in 0..70 {
+        if second < 5 {
+            get_at(&files, "/large", start, second * 1000);
+        }
+        get_at(&files, "/a", start, second * 1000);
+        let open = files.open_files().unwrap().open;
+        assert!(open == 1 || second > 60, "{second}");
+    }
+    assert_eq!(files.open_files().unwrap().open, 0);
+}
+
 fn list(files: &Files, path: &str, query: &str) -> (Vec<String>, u64, String) {
     let query = format!("format=json&{query}");
     let reply = serve(files, Method::GET, &[], path, Some(&query));
