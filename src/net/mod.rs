@@ -35,7 +35,7 @@ mod tunnel;
 
 pub use bind::Bind;
 pub use bounds::Bounds;
-pub use stream::{Connection, Open, TlsFacts};
+pub use stream::{Connection, MOST_STAND_IN, Open, TlsFacts, stand_in};
 
 /// One listener: `listeners.NAME`.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]

@@ -3,29 +3,53 @@
 //! Nothing is buffered while a connection is idle. Reads go from the socket straight into the parser's buffer. Small
 //! writes (a header, chunk framing) are held back until a body or a flush follows, so that an answer leaves in one
 //! segment and one system call; the buffer is given back as soon as it is empty.
+//!
+//! Files go from the kernel's memory to the socket without passing through ours (`sendfile`). The engine, which frames
+//! and counts what it writes, knows bytes only. So it is given bytes that [stand in](stand_in) for those of the file that
+//! was [lent](Connection::lend) to the connection; they are recognised here by where they are, and never looked at.
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderValue;
+use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use rustix::fs::sendfile;
+use rustix::net::{SendFlags, send};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Writes below this size wait for what follows; larger ones leave together with what waits, uncopied.
 const SMALL_WRITE: usize = 4096;
+
+/// The most that one piece of [`stand_in`] stands for.
+pub const MOST_STAND_IN: usize = 256 * 1024;
+
+/// What [`stand_in`] gives away. No byte of it is ever read or written, so that it takes no memory.
+static NOTHING: [u8; MOST_STAND_IN] = [0; MOST_STAND_IN];
+
+/// Bytes to write in the place of the next `length` ones, at most [`MOST_STAND_IN`], of the file that was lent to a
+/// connection. Not for any other: there they would be sent as they are.
+pub fn stand_in(length: usize) -> Bytes {
+    Bytes::from_static(&NOTHING[..length.min(MOST_STAND_IN)])
+}
+
+fn stands_in(bytes: &[u8]) -> bool {
+    NOTHING.as_ptr_range().contains(&bytes.as_ptr())
+}
 
 /// Facts that all requests of one connection share.
 #[derive(Debug, Default)]
@@ -44,6 +68,15 @@ pub struct Connection {
     pub forwarded_for: Option<HeaderValue>,
     /// The [`Stage`] of the present request.
     pub(crate) stage: AtomicU8,
+    /// See [`Connection::lend`].
+    pub(crate) lent: Mutex<Option<Lent>>,
+}
+
+/// A file, and where the bytes of it that are to be sent next begin.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    file: Arc<File>,
+    at: u64,
 }
 
 /// How far a request over HTTP/1 has come, as the gate of its connection must know.
@@ -101,6 +134,17 @@ impl Connection {
         self.stage() != Stage::Unknown
     }
 
+    /// Says what the bytes of [`stand_in`] stand for that are written next: those of `file` from `at` on. Only where the
+    /// engine writes to the socket itself: on a plain connection that speaks HTTP/1.
+    pub fn lend(&self, file: Arc<File>, at: u64) {
+        *self.lent.lock() = Some(Lent { file, at });
+    }
+
+    /// Ends that.
+    pub fn take_back(&self) {
+        *self.lent.lock() = None;
+    }
+
     /// The address of the other end, IPv4 as such even on a socket for both.
     pub fn peer_ip(&self) -> Option<IpAddr> {
         self.peer.map(|peer| peer.ip().to_canonical())
@@ -108,8 +152,11 @@ impl Connection {
 
     /// The connection that a session's digest belongs to.
     pub fn of(digest: Option<&pingora::protocols::Digest>) -> Option<Arc<Connection>> {
-        let facts = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
-        facts.downcast_ref::<Arc<Connection>>().cloned()
+        Connection::among(digest?.proxy_digest.as_ref()?).cloned()
+    }
+
+    fn among(facts: &ProxyDigest) -> Option<&Arc<Connection>> {
+        facts.user_data.as_ref()?.downcast_ref()
     }
 }
 
@@ -257,9 +304,65 @@ impl ClientStream {
             }
         }
     }
+
+    /// Sends `length` bytes of the file that was lent, or fewer, after what waits.
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<usize>> {
+        let connection = self.facts.get().and_then(|facts| Connection::among(facts));
+        let mut lent = connection.map(|connection| connection.lent.lock());
+        let Some(Some(Lent { file, at })) = lent.as_deref_mut() else {
+            return Poll::Ready(Err(io::Error::other("no file was lent")));
+        };
+        while !self.unsent.is_empty() {
+            // A header leaves in one segment with what follows (nginx: `tcp_nopush`).
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+            let sent = ready!(
+                self.socket
+                    .poll_out(cx, |socket| { Ok(send(socket, &self.unsent, flags)?) })
+            )?;
+            self.unsent.advance(sent);
+        }
+        self.unsent = BytesMut::new();
+        let sent = ready!(self.socket.poll_out(cx, |socket| {
+            Ok(sendfile(socket, &**file, Some(&mut *at), length)?)
+        }))?;
+        match sent {
+            // The length was promised already: the client must see that this is not all.
+            0 => Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file became shorter while it was sent",
+            ))),
+            sent => Poll::Ready(Ok(sent)),
+        }
+    }
 }
 
 impl Socket {
+    /// What comes of a system call that sends, once the socket takes something.
+    fn poll_out<T>(
+        &self,
+        cx: &mut Context<'_>,
+        mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            let tried = match self {
+                Socket::Tcp(socket) => {
+                    ready!(socket.poll_write_ready(cx))?;
+                    socket.try_io(Interest::WRITABLE, || call(socket.as_fd()))
+                }
+                Socket::Unix(socket) => {
+                    ready!(socket.poll_write_ready(cx))?;
+                    socket.try_io(Interest::WRITABLE, || call(socket.as_fd()))
+                }
+            };
+            match tried {
+                // no longer ready, which the next look tells, and when it is again
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
     fn poll_write_vectored(
         &mut self,
         cx: &mut Context<'_>,
@@ -306,6 +409,9 @@ impl AsyncWrite for ClientStream {
     ) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
+        }
+        if stands_in(bytes) {
+            return self.poll_send_file(cx, bytes.len());
         }
         if self.unsent.len() + bytes.len() <= SMALL_WRITE {
             if self.unsent.capacity() == 0 {

@@ -1,6 +1,6 @@
 //! The one door out: every answer that weir makes itself is written here.
 
-use std::os::unix::fs::FileExt;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,12 +11,13 @@ use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::{Exchange, grpc};
-use crate::exchange::{Body, Failure, Parts, Reply};
+use crate::exchange::{Body, Failure, Parts, Reply, disk};
 use crate::http::{accept, date};
+use crate::net::{Connection, MOST_STAND_IN, stand_in};
 
 const SERVER: HeaderValue = HeaderValue::from_static("weir");
-/// How much of a file is in memory at a time for one answer.
-const FILE_CHUNK: usize = 256 * 1024;
+/// How much of a file is in memory at a time for one answer that `sendfile` cannot send.
+const CHUNK: usize = 64 * 1024;
 
 /// Writes an answer, with the policies that its route has for answers.
 pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Reply) -> Result<()> {
@@ -84,39 +85,71 @@ pub(super) async fn write(
     session.finish_body().await
 }
 
-/// Sends a part of a file, a chunk at a time; reading happens off the worker, which a slow disk must not stop.
+/// Sends a part of a file, a piece at a time, never waiting for a disk on the worker.
 async fn write_file(
     session: &mut ServerSession,
-    file: Arc<std::fs::File>,
+    file: Arc<File>,
+    start: u64,
+    length: u64,
+) -> Result<()> {
+    match plain_http1(session) {
+        Some(connection) => {
+            connection.lend(file.clone(), start);
+            let sent = send_file(session, &file, start, length).await;
+            connection.take_back();
+            sent
+        }
+        None => copy_file(session, &file, start, length).await,
+    }
+}
+
+/// The connection, where what the engine writes goes to the socket as it is.
+fn plain_http1(session: &ServerSession) -> Option<Arc<Connection>> {
+    let connection = Connection::of(session.as_http1()?.digest().into())?;
+    connection.tls.is_none().then_some(connection)
+}
+
+/// Lets the kernel send it.
+async fn send_file(
+    session: &mut ServerSession,
+    file: &Arc<File>,
     mut at: u64,
     length: u64,
 ) -> Result<()> {
     let end = at + length;
     while at < end {
-        let size = FILE_CHUNK.min(usize::try_from(end - at).unwrap_or(FILE_CHUNK));
-        let chunk = read_chunk(file.clone(), at, size).await?;
+        let size = at_most(MOST_STAND_IN, end - at);
+        disk::bring_in(file, at, size).await;
+        session.write_response_body(stand_in(size), false).await?;
+        at += size as u64;
+    }
+    Ok(())
+}
+
+/// Reads it and sends what was read.
+async fn copy_file(
+    session: &mut ServerSession,
+    file: &Arc<File>,
+    mut at: u64,
+    length: u64,
+) -> Result<()> {
+    let end = at + length;
+    while at < end {
+        let chunk = disk::read(file, at, at_most(CHUNK, end - at))
+            .await
+            .or_err(ErrorType::FileReadError, "reading a file")?;
+        if chunk.is_empty() {
+            // The length was promised already: the client must see that this is not all.
+            return Error::e_explain(ErrorType::FileReadError, "the file became shorter");
+        }
         at += chunk.len() as u64;
         session.write_response_body(chunk, false).await?;
     }
     Ok(())
 }
 
-async fn read_chunk(file: Arc<std::fs::File>, at: u64, size: usize) -> Result<Bytes> {
-    let read = move || {
-        let mut chunk = BytesMut::zeroed(size);
-        let n = file.read_at(&mut chunk, at)?;
-        chunk.truncate(n);
-        std::io::Result::Ok(chunk.freeze())
-    };
-    let chunk = tokio::task::spawn_blocking(read)
-        .await
-        .or_err(ErrorType::InternalError, "reading a file")?
-        .or_err(ErrorType::FileReadError, "reading a file")?;
-    if chunk.is_empty() {
-        // The length was promised already: the client must see that this is not all.
-        return Error::e_explain(ErrorType::FileReadError, "the file became shorter");
-    }
-    Ok(chunk)
+fn at_most(most: usize, left: u64) -> usize {
+    usize::try_from(left).map_or(most, |left| left.min(most))
 }
 
 /// The answer to what could not be read as a request, as it goes over the wire; the connection ends with it.
