@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::bounds::Bounds;
+use super::encrypted::EncryptedStream;
 use super::gate::{Cause, Gate, Refuse, Transport};
 use super::proxy_protocol;
 use super::stream::{ClientStream, Connection, Slot, Socket};
@@ -107,13 +108,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             Some(acceptor) => {
                 let handshake = Box::pin(acceptor.handshake(*client));
                 let mut stream = match timeout(bounds.handshake, handshake).await {
-                    Ok(Ok(stream)) => Box::new(stream),
+                    Ok(Ok(stream)) => Box::new(EncryptedStream::new(stream)),
                     Ok(Err(e)) => return log::debug!("connection {}: {e}", connection.number),
                     Err(_) => return,
                 };
-                connection.tls = Some(tls_facts(&stream));
+                connection.tls = Some(tls_facts(stream.get_ref()));
                 let connection = Arc::new(connection);
-                stream.get_ref().identify(connection.clone());
+                stream.get_ref().get_ref().identify(connection.clone());
                 if stream.selected_alpn_proto() == Some(ALPN::H2) {
                     self.app.process_new(stream, &drain).await;
                 } else if listener.protocols.h1 {

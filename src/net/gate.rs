@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, SslStream, TlsRef};
+use pingora::protocols::tls::{SslDigest, TlsRef};
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
@@ -29,6 +29,7 @@ use pingora_timeout::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 
+use super::encrypted::EncryptedStream;
 use super::stream::{ClientStream, Connection, Stage};
 use super::tunnel::Tunnel;
 use crate::http::chunked::Chunked;
@@ -82,9 +83,10 @@ impl Transport for ClientStream {
     }
 }
 
-impl Transport for SslStream<ClientStream> {
+impl Transport for EncryptedStream {
     fn idle_socket(&self) -> Option<&ClientStream> {
-        (self.ssl().pending() == 0).then(|| self.get_ref())
+        let stream = self.get_ref();
+        (stream.ssl().pending() == 0).then(|| stream.get_ref())
     }
 }
 

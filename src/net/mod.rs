@@ -13,6 +13,7 @@
 //!  tunnel.rs       a WebSocket, and its end when the process drains
 //!  proxy_protocol.rs  who the client is, as a proxy in front says
 //!  stream.rs       the bytes: what Pingora reads from and writes to
+//!  encrypted.rs    the same with TLS
 //! ```
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub mod accept;
 pub mod bind;
 pub mod bounds;
 pub mod connection;
+mod encrypted;
 pub mod gate;
 pub mod proxy_protocol;
 pub mod stream;
