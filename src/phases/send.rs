@@ -65,24 +65,28 @@ pub(super) async fn write(
         session.set_keepalive(None);
     }
     session.write_response_header(head).await?;
+    // What is written last says so: on HTTP/2 the end would be a frame of its own.
     match body {
-        _ if head_only => {}
-        Body::Empty => {}
-        Body::Bytes(bytes) => session.write_response_body(bytes, false).await?,
+        Body::Bytes(bytes) if !head_only && !bytes.is_empty() => {
+            session.write_response_body(bytes, true).await
+        }
         Body::File {
             file,
             start,
             length,
-        } => write_file(session, file, start, length).await?,
-        Body::Parts(Parts { file, parts, end }) => {
+        } if !head_only => {
+            write_file(session, file, start, length).await?;
+            session.finish_body().await
+        }
+        Body::Parts(Parts { file, parts, end }) if !head_only => {
             for (before, part) in parts {
                 session.write_response_body(before, false).await?;
                 write_file(session, file.clone(), part.start, part.end - part.start).await?;
             }
-            session.write_response_body(end, false).await?;
+            session.write_response_body(end, true).await
         }
+        _ => session.finish_body().await,
     }
-    session.finish_body().await
 }
 
 /// Sends a part of a file, a piece at a time, never waiting for a disk on the worker.
