@@ -10,10 +10,9 @@ use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
-use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
-use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::exchange::vars::View;
 use crate::exchange::{Cx, Failure, Reply};
@@ -27,12 +26,14 @@ use crate::router::{RequestFacts, Route};
 use crate::runtime::{Live, Snapshot};
 
 mod companion;
+mod edge;
 mod grpc;
 mod refuse;
 mod send;
 mod status;
 
 pub use companion::Companion;
+pub use edge::Edge;
 pub use refuse::Refusals;
 
 /// How long a client may take nothing of an answer (nginx: `send_timeout`).
@@ -43,31 +44,14 @@ const H2_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// The longest header of a backend's answer (nginx: `proxy_buffer_size`, 4 KiB or 8 KiB).
 const MAX_RESPONSE_HEADER: u64 = 64 * 1024;
 
-/// weir, as Pingora sees it.
+/// weir, as Pingora's proxy sees it.
+#[derive(Clone)]
 pub struct Weir {
     live: Arc<Live>,
     /// How many tries Pingora makes for a request.
     max_tries: usize,
     /// Stands for the connection until a request tells its own.
     nowhere: Arc<Connection>,
-}
-
-/// Makes Pingora's HTTP engine around [`Weir`].
-pub fn proxy(conf: &Arc<ServerConf>, live: Arc<Live>) -> HttpProxy<Weir> {
-    let mut proxy = http_proxy(
-        conf,
-        Weir {
-            live,
-            max_tries: conf.max_retries,
-            nowhere: Arc::default(),
-        },
-    );
-    let mut options = pingora::apps::HttpServerOptions::default();
-    options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
-    // No route has it; but Pingora's own refusal would be no answer of weir's, and in no log.
-    options.allow_connect_method_proxying = true;
-    proxy.server_options = Some(options);
-    proxy
 }
 
 /// One request on its way through the phases, under one snapshot.
@@ -114,6 +98,20 @@ impl Chosen {
 }
 
 impl Exchange {
+    /// Finds out what the request of a session is, and where it is to go.
+    fn begin(&mut self, session: &mut ServerSession) {
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        if let Some(connection) = Connection::of(session.digest()) {
+            connection.admit();
+            self.cx.connection = connection;
+        }
+        self.cx.request_length = request_length(session);
+        self.method.clone_from(&session.req_header().method);
+        if let Err(failure) = route(session.req_header(), self) {
+            self.cx.failure = Some(failure);
+        }
+    }
+
     /// The backend has agreed to speak another protocol from now on.
     fn switch(&mut self, response: &ResponseHeader) {
         let websocket = is_websocket(response);
@@ -172,16 +170,7 @@ impl ProxyHttp for Weir {
     }
 
     async fn early_request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
-        session.set_write_timeout(Some(WRITE_TIMEOUT));
-        if let Some(connection) = Connection::of(session.digest()) {
-            connection.admit();
-            x.cx.connection = connection;
-        }
-        x.cx.request_length = request_length(session.as_downstream());
-        x.method.clone_from(&session.req_header().method);
-        if let Err(failure) = route(session.req_header(), x) {
-            x.cx.failure = Some(failure);
-        }
+        x.begin(session.as_downstream_mut());
         Ok(())
     }
 

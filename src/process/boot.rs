@@ -295,10 +295,10 @@ fn serve(start: Start) -> Arc<Live> {
     server.bootstrap();
     snapshot.present_certificates();
     let live = Arc::new(Live::new(snapshot.clone()));
-    let proxy = phases::proxy(&server.configuration, live.clone());
+    let edge = phases::Edge::new(&server.configuration, live.clone());
     let (edge, edge_handle) = ListenerService::new(
         Part::Edge,
-        Arc::new(proxy),
+        Arc::new(edge),
         Arc::new(phases::Refusals::new(Part::Edge, live.clone())),
         &live,
         boot.threads,

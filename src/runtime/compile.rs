@@ -65,9 +65,11 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
             .hint("give at least one listener: `listeners: { http: { bind: \":8080\" } }`");
     }
     unused_pools(config, b);
+    let answers_itself = router.routes().any(|route| route.handler.answers_itself());
     let snapshot = Snapshot {
         generation: previous.map_or(1, |previous| previous.generation + 1),
         since: SystemTime::now(),
+        answers_itself,
         router,
         pools,
         statics,

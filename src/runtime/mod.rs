@@ -113,6 +113,8 @@ pub struct Snapshot {
     pub router: Arc<Router>,
     pub pools: BTreeMap<String, Arc<Pool>>,
     pub statics: HashMap<Arc<str>, Arc<Files>>,
+    /// Whether there is a route that needs no backend.
+    pub answers_itself: bool,
     pub trusted_proxies: Vec<Cidr>,
     pub log: log::Compiled,
     pub drain: Drain,
