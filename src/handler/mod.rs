@@ -48,6 +48,17 @@ pub enum Handler {
     Status,
 }
 
+impl Handler {
+    /// Whether it never takes a backend to answer, whatever the request.
+    pub fn answers_itself(&self) -> bool {
+        match self {
+            Handler::Proxy(_) => false,
+            Handler::Files(files) => !files.leads_on(),
+            Handler::Redirect(_) | Handler::Respond(_) | Handler::Status => true,
+        }
+    }
+}
+
 impl Keyed for Actions {
     const EXPECTING: &'static str = "an action";
     const KEYS: &'static [&'static str] = &["proxy", "files", "redirect", "respond", "status"];

@@ -46,7 +46,7 @@ pub struct Config {
     /// Memory for what is remembered. Default 64MiB.
     #[serde(default = "default_memory")]
     pub memory: Size,
-    /// How long a file is not looked at again: a changed file is served this much later. Default 1s. nginx:
+    /// How long a path is not looked at again: a changed file is served at most this much later. Default 1s. nginx:
     /// `open_file_cache_valid`.
     #[serde(default = "default_valid")]
     pub valid: Span,
@@ -156,22 +156,15 @@ impl Cache {
     /// The file at `relative`, if what is known of it is believed at `now`.
     pub fn fresh(&self, relative: &str, now: Instant) -> Option<Arc<Open>> {
         let shard = self.shard(relative);
-        let files = shard.files.read();
-        let entry = files.get(relative);
-        let now = self.time(now);
-        match entry.filter(|entry| entry.age(now) < self.valid) {
-            Some(entry) => {
-                shard.hits.fetch_add(1, Ordering::Relaxed);
-                if !entry.used.load(Ordering::Relaxed) {
-                    entry.used.store(true, Ordering::Relaxed);
-                }
-                Some(entry.file.clone())
-            }
-            None => {
-                shard.misses.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-        }
+        let file = shard.fresh(relative, self.time(now), self.valid);
+        // Its length is about to be promised: what was written to it since it was opened has another.
+        let file = file.filter(|file| file.is_unchanged());
+        let count = match file {
+            Some(_) => &shard.hits,
+            None => &shard.misses,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        file
     }
 
     /// The file that is known at `relative`, if it is this version that stands there at `now`.
@@ -278,6 +271,17 @@ impl Cache {
 
     fn time(&self, now: Instant) -> u64 {
         millis(now.saturating_duration_since(self.born))
+    }
+}
+
+impl Shard {
+    fn fresh(&self, relative: &str, now: u64, valid: u64) -> Option<Arc<Open>> {
+        let files = self.files.read();
+        let entry = files.get(relative).filter(|entry| entry.age(now) < valid)?;
+        if !entry.used.load(Ordering::Relaxed) {
+            entry.used.store(true, Ordering::Relaxed);
+        }
+        Some(entry.file.clone())
     }
 }
 

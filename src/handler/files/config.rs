@@ -88,7 +88,7 @@ pub struct Config {
     #[schemars(default)]
     pub hidden: bool,
     /// Files that are remembered, so that a request for one of them asks the file system nothing; `off`: none. A changed
-    /// file is served a moment (`valid`) later. nginx: `open_file_cache`.
+    /// file is served at most a moment (`valid`) later. nginx: `open_file_cache`.
     #[schemars(default = "default_open_files")]
     pub open_files: OrOff<cache::Config>,
 }

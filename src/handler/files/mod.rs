@@ -132,6 +132,12 @@ impl Files {
         }
     }
 
+    /// Whether a request may be for other routes to answer.
+    pub fn leads_on(&self) -> bool {
+        let tries = self.tries.as_ref();
+        tries.is_some_and(|tries| tries.elsewhere().is_some())
+    }
+
     /// Goes on with the open files of `before`, if it stood for the same folder in the same way.
     pub fn adopt(&self, before: &Files) {
         let is_same = self.path == before.path
@@ -176,10 +182,9 @@ impl Files {
             Method::OPTIONS => Some(methods(StatusCode::NO_CONTENT)),
             _ => Some(methods(StatusCode::METHOD_NOT_ALLOWED)),
         };
-        let leads_on = |tries: &Tries| tries.elsewhere().is_some();
         let found = match refusal {
             // a route that takes the method may have to be found, where there is no file
-            Some(refusal) if !self.tries.as_ref().is_some_and(leads_on) => return (refusal, None),
+            Some(refusal) if !self.leads_on() => return (refusal, None),
             _ => self.find(view).await,
         };
         let elsewhere = match &found {

@@ -116,6 +116,16 @@ impl Open {
         &self.version
     }
 
+    /// Whether the open file was neither written to nor replaced since. What is in memory stays as it is.
+    pub fn is_unchanged(&self) -> bool {
+        match &self.content {
+            Content::Bytes(_) => true,
+            Content::File(file) => file
+                .metadata()
+                .is_ok_and(|metadata| Version::of(&metadata) == self.version),
+        }
+    }
+
     /// Whether what was read of it can be taken for this version in later answers, too.
     pub fn is_settled(&self) -> bool {
         self.is_settled
