@@ -21,7 +21,7 @@ use clap::Parser;
 
 use load::Load;
 use report::{Report, Sample};
-use server::{Bench, Running, Server};
+use server::{Bench, Door, Running, Server};
 
 /// Compares weir with nginx and haproxy
 #[derive(Parser)]
@@ -55,7 +55,7 @@ struct Case {
     /// What is sent, for the table.
     what: &'static str,
     path: &'static str,
-    tls: bool,
+    door: Door,
     load: Load,
     /// The servers that can do this at all.
     servers: &'static [Server],
@@ -66,7 +66,7 @@ const PROXIES: &[Server] = &[Server::Weir, Server::Nginx, Server::Haproxy];
 /// haproxy serves no files, and has no access log file of its own (it sends to syslog).
 const WEB_SERVERS: &[Server] = &[Server::Weir, Server::Nginx];
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 16] = [
     Case {
         what: "proxied, 32 keep-alive connections",
         ..Case::proxied("small", Load::wrk(32))
@@ -83,17 +83,17 @@ const CASES: [Case; 11] = [
     },
     Case {
         what: "proxied, 32 keep-alive connections, TLS 1.3",
-        tls: true,
+        door: Door::Tls,
         ..Case::proxied("tls", Load::wrk(32))
     },
     Case {
         what: "proxied, a full TLS 1.3 handshake for each request",
-        tls: true,
+        door: Door::Tls,
         ..Case::proxied("tls-new", Load::Handshakes { clients: 16 })
     },
     Case {
         what: "proxied, HTTP/2 over TLS, 8 connections of 16 streams",
-        tls: true,
+        door: Door::Tls,
         ..Case::proxied(
             "h2",
             Load::H2load {
@@ -125,6 +125,46 @@ const CASES: [Case; 11] = [
         ..Case::proxied("static-100k", Load::wrk(16))
     },
     Case {
+        what: "a file of 10 MiB, 4 keep-alive connections",
+        path: "/static/10m",
+        servers: WEB_SERVERS,
+        ..Case::proxied("static-10m", Load::wrk(4))
+    },
+    Case {
+        what: "a file of 1 KiB, HTTP/2 over TLS, 8 connections of 16 streams",
+        path: "/static/1k",
+        door: Door::Tls,
+        servers: WEB_SERVERS,
+        ..Case::proxied(
+            "static-h2",
+            Load::H2load {
+                connections: 8,
+                streams: 16,
+            },
+        )
+    },
+    Case {
+        what: "as static-1k, from the companion service",
+        path: "/static/1k",
+        door: Door::Companion,
+        servers: WEB_SERVERS,
+        ..Case::proxied("companion-1k", Load::wrk(32))
+    },
+    Case {
+        what: "as static-100k, from the companion service",
+        path: "/static/100k",
+        door: Door::Companion,
+        servers: WEB_SERVERS,
+        ..Case::proxied("companion-100k", Load::wrk(16))
+    },
+    Case {
+        what: "as static-10m, from the companion service",
+        path: "/static/10m",
+        door: Door::Companion,
+        servers: WEB_SERVERS,
+        ..Case::proxied("companion-10m", Load::wrk(4))
+    },
+    Case {
         what: "as small, with a buffered access log",
         servers: WEB_SERVERS,
         access_log: true,
@@ -142,7 +182,7 @@ impl Case {
             name,
             what: "",
             path: "/",
-            tls: false,
+            door: Door::Plain,
             load,
             servers: PROXIES,
             access_log: false,
@@ -231,7 +271,7 @@ fn run(options: &Options) -> Result<()> {
 
 /// One server in one case. The process is a fresh one, so that its memory tells of this case alone.
 fn measure(server: &Running, case: &Case, seconds: u64, scratch: &Path) -> Result<Sample> {
-    let target = server.target(case.path, case.tls);
+    let target = server.target(case.path, case.door);
     load::check(&target)?;
 
     if let Load::Idle { connections } = case.load {

@@ -34,6 +34,15 @@ impl Server {
     }
 }
 
+/// Which of a server's addresses requests go to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    Plain,
+    Tls,
+    /// weir's service for files alone; for the others the same as `Plain`.
+    Companion,
+}
+
 /// What all measurements share: a directory with certificate, bodies and configurations, and the addresses.
 pub struct Bench {
     dir: PathBuf,
@@ -41,6 +50,7 @@ pub struct Bench {
     cpu: usize,
     http: SocketAddr,
     https: SocketAddr,
+    companion: SocketAddr,
     origin: SocketAddr,
 }
 
@@ -48,11 +58,17 @@ pub struct Running {
     pub process: Process,
     http: SocketAddr,
     https: SocketAddr,
+    companion: SocketAddr,
 }
 
 impl Running {
-    pub fn target(&self, path: &'static str, tls: bool) -> Target {
-        let address = if tls { self.https } else { self.http };
+    pub fn target(&self, path: &'static str, door: Door) -> Target {
+        let address = match door {
+            Door::Plain => self.http,
+            Door::Tls => self.https,
+            Door::Companion => self.companion,
+        };
+        let tls = door == Door::Tls;
         Target { address, path, tls }
     }
 }
@@ -62,13 +78,14 @@ impl Bench {
         // Below the target directory: what an interrupted run leaves behind goes with `cargo clean`.
         let dir =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("compare-{}", std::process::id()));
-        let [http, https, origin] = free_addresses()?;
+        let [http, https, companion, origin] = free_addresses()?;
         let bench = Bench {
             dir,
             weir: weir.to_owned(),
             cpu,
             http,
             https,
+            companion,
             origin,
         };
         bench
@@ -118,6 +135,7 @@ impl Bench {
             process,
             http: self.http,
             https: self.https,
+            companion: self.companion,
         })
     }
 
@@ -152,6 +170,7 @@ impl Bench {
             ("10m", 10 << 20),
             ("static/1k", 1 << 10),
             ("static/100k", 100 << 10),
+            ("static/10m", 10 << 20),
         ] {
             fs::write(
                 dir.join("www").join(name),
@@ -209,6 +228,7 @@ impl Bench {
         let Bench {
             http,
             https,
+            companion,
             origin,
             ..
         } = self;
@@ -227,8 +247,12 @@ log: {{ access: {access} }}
 pools:
   origin: {{ backends: ["{origin}"] }}
 listeners:
-  http: {{ bind: "{http}" }}
-  https: {{ bind: "{https}", tls: {{ certificates: [{{ cert: cert.pem, key: key.pem }}] }} }}
+  http: {{ bind: "{http}", limits: {{ requests: 4294967295 }} }}
+  https:
+    bind: "{https}"
+    limits: {{ requests: 4294967295 }}
+    tls: {{ certificates: [{{ cert: cert.pem, key: key.pem }}] }}
+static: {{ companion: {{ bind: "{companion}", root: www }} }}
 sites:
   bench:
     hosts: ["*"]
@@ -244,6 +268,7 @@ sites:
         let Bench {
             http,
             https,
+            companion,
             origin,
             ..
         } = self;
@@ -264,7 +289,10 @@ sites:
     }}
     server {{
         listen {http} backlog=4096;
+        listen {companion} backlog=4096;
         listen {https} ssl http2 backlog=4096;
+        open_file_cache max=10000 inactive=60s;
+        open_file_cache_valid 1s;
         ssl_certificate {dir}/cert.pem;
         ssl_certificate_key {dir}/key.pem;
         ssl_protocols TLSv1.2 TLSv1.3;
