@@ -183,6 +183,7 @@ fn run(source: Source, how: How) -> ExitCode {
         Source::File(file) => Source::File(std::path::absolute(&file).unwrap_or(file)),
         text => text,
     };
+    process::raise_file_limit();
     let loaded = match reload::load(&source, None) {
         Ok(loaded) => loaded,
         Err(issues) => return refuse(&issues),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
@@ -67,7 +66,6 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
         watch: Watch::new(sources.into_dependencies()),
     };
     let Plan { boot, snapshot } = plan;
-    raise_file_limit();
     let given = systemd::sockets()?;
     let program = swap::program().context("cannot find this program's file")?;
     let receiver = match how.upgrade {
@@ -142,16 +140,6 @@ fn await_cuts(live: &Live) {
     let deadline = Instant::now() + CUTTING;
     while live.connections() + live.requests() > 0 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Takes as many files as this process may have: a soft limit, 1024 on most systems, is for programs that use select(2), and
-/// would be full with 500 proxied connections.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(e) = raised {
-        log::warn!("cannot raise the limit of open files: {e}");
     }
 }
 
