@@ -3,9 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::harness::client::{Connection, get};
 use crate::harness::daemon::Daemon;
@@ -294,12 +297,7 @@ fn one_upgrade_at_a_time_and_an_end_ends_it() {
         .allow("going on")
         .start_site("routes: [{ respond: { body: old } }]");
     let next = script(weir.setup(), "touch begun; exec sleep 60");
-    let first = std::thread::spawn({
-        let arguments = ["upgrade", "-c", "weir.yaml", "--binary", &next].map(str::to_owned);
-        let mut command = std::process::Command::new(BINARY);
-        command.args(arguments).current_dir(weir.dir());
-        move || command.output().expect("run weir")
-    });
+    let first = order_beside(weir.setup(), &["--binary", &next]);
     let begun = weir.dir().join("begun");
     eventually(PATIENCE, || begun.exists());
     let run = order(weir.setup(), &[]);
@@ -321,6 +319,202 @@ fn one_upgrade_at_a_time_and_an_end_ends_it() {
     assert_eq!(first.status.code(), Some(3), "{first:?}");
 }
 
+/// `weir upgrade` in the background, with the arguments given.
+fn order_beside(setup: &Setup, arguments: &[&str]) -> thread::JoinHandle<Output> {
+    let mut command = Command::new(BINARY);
+    command
+        .args(["upgrade", "-c", "weir.yaml"])
+        .args(arguments)
+        .current_dir(setup.dir());
+    thread::spawn(move || command.output().expect("run weir"))
+}
+
+/// The process on probation, as the status of the old one tells.
+#[track_caller]
+fn candidate(setup: &Setup) -> i32 {
+    let candidate = value_within(PATIENCE, || {
+        let run = setup.run(&["status", "--json", "-c", "weir.yaml"]);
+        let status: Value = serde_json::from_str(&run.stdout).ok()?;
+        status["probation"]["process"].as_i64()
+    });
+    i32::try_from(candidate.expect("one is on probation")).expect("the kernel's pids fit")
+}
+
+#[test]
+fn new_process_that_passes_its_probation_takes_over() {
+    let app = Origin::fixed("ok");
+    let setup = Weir::with("app", &app)
+        .allow("reload failed")
+        .allow("upgrade failed")
+        .file("www/index.html", "assets");
+    let mut weir = setup.start(DOCUMENT);
+    let loads = [
+        Load::start(Kind::KeepAlive, weir.address("http"), 2),
+        Load::start(Kind::Fresh, weir.address("http"), 1),
+        Load::start(Kind::Http2, weir.address("https"), 1),
+        Load::start(Kind::Fresh, weir.address("assets"), 1),
+    ];
+    loads.iter().for_each(|load| load.wait_for_answers(20));
+    // the tests beside this one may keep a processor busy for long
+    let ordered = order_beside(weir.setup(), &["--probation", "3s", "--max-p99", "1000x"]);
+    let new = candidate(weir.setup());
+    let old = i32::try_from(weir.pid()).expect("the kernel's pids fit");
+    assert_eq!(pid_in(weir.setup()), old, "it is the one to signal still");
+    let run = weir.setup().run(&["status", "-c", "weir.yaml"]);
+    let told = format!(
+        "process {new} (weir {}) is on probation, ",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(run.stdout.contains(&told), "{run:?}");
+    for command in ["upgrade", "reload"] {
+        let run = weir.setup().run(&[command, "-c", "weir.yaml"]);
+        assert_eq!(run.status, 3, "{run:?}");
+        assert!(
+            run.stderr.contains("a new process is on probation"),
+            "{run:?}"
+        );
+    }
+    let run = ordered.join().expect("no panic");
+    assert!(run.status.success(), "{run:?}");
+    let told = String::from_utf8_lossy(&run.stdout);
+    let lines: Vec<_> = told.lines().collect();
+    assert!(lines[0].starts_with(&format!("process {new} ")), "{told}");
+    assert!(lines[0].ends_with(": 5 sockets handed over"), "{told}");
+    assert!(lines[1].starts_with("probation of 3s passed: "), "{told}");
+    assert!(!lines[1].contains("passed: 0 requests"), "{told}");
+    assert!(lines[2].contains(" kept: "), "{told}");
+    assert!(lines[2].ends_with(" finished, 0 closed, 0 cut"), "{told}");
+    assert!(weir.wait().success());
+    assert_eq!(pid_in(weir.setup()), new);
+    let new = Daemon::find(weir.setup());
+    loads.iter().for_each(|load| load.wait_for_answers(20));
+    for load in loads {
+        load.stop_without_failure();
+    }
+    let run = weir.setup().run(&["status", "-c", "weir.yaml"]);
+    assert!(!run.stdout.contains("probation"), "{run:?}");
+    new.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !new.is_running());
+}
+
+#[test]
+fn new_process_that_answers_errors_is_taken_back() {
+    let document = |status: u16| {
+        format!(
+            "
+            listeners: {{ http: {{ bind: '127.0.0.1:{{http}}' }} }}
+            sites: {{ main: {{ hosts: ['*'], routes: [
+                {{ match: {{ path: /well }}, respond: well }},
+                {{ respond: {{ status: {status}, body: '{status}' }} }}] }} }}
+            "
+        )
+    };
+    let weir = Setup::new().allow("upgrade failed").start(&document(200));
+    let setup = weir.setup();
+    setup.write_config(&document(500));
+    let ordered = order_beside(setup, &["--probation", "60s"]);
+    let new = candidate(setup);
+    let (mut good, mut bad) = (0, 0);
+    let mut kept = weir.connect();
+    while !ordered.is_finished() {
+        match weir.get("/").status {
+            200 => good += 1,
+            500 => bad += 1,
+            status => panic!("status {status}"),
+        }
+        let answer = kept.fetch(&get("/well")).expect("an answer");
+        assert_eq!(answer.text(), "well");
+        if answer.header("connection") == Some("close") {
+            kept = weir.connect();
+        }
+    }
+    let run = ordered.join().expect("no panic");
+    assert_eq!(run.status.code(), Some(3), "{run:?}");
+    let told = String::from_utf8_lossy(&run.stderr);
+    assert!(told.contains(&format!("process {new} ")), "{told}");
+    assert!(told.contains(" were answered with 5xx"), "{told}");
+    assert!(told.ends_with("; this one goes on\n"), "{told}");
+    assert!(bad >= 50, "{bad} beside {good}");
+    // what waited in its queue just then is the last that it answers
+    eventually(PATIENCE, || children(weir.pid()) == 0);
+    for _ in 0..20 {
+        assert_eq!(weir.get("/").status, 200);
+    }
+    assert_eq!(pid_in(setup).to_string(), weir.pid().to_string());
+    let run = setup.run(&["status", "-c", "weir.yaml"]);
+    assert!(!run.stdout.contains("probation"), "{run:?}");
+    // it can try again, and a file that is good passes
+    setup.write_config(&document(200));
+    let run = order(setup, &["--probation", "100ms"]);
+    assert_eq!(run.status, 0, "{run:?}");
+    let last = Daemon::find(setup);
+    assert_ne!(last.pid.to_string(), weir.pid().to_string());
+    last.signal(Signal::SIGTERM);
+    eventually(PATIENCE, || !last.is_running());
+}
+
+#[test]
+fn new_process_that_dies_on_probation_is_replaced_by_the_old_one() {
+    let weir = Setup::new()
+        .allow("upgrade failed")
+        .start_site("routes: [{ respond: here }]");
+    for (signal, told) in [
+        (Signal::SIGKILL, "(signal: 9 (SIGKILL)); this one goes on"),
+        (Signal::SIGTERM, "; this one goes on"),
+    ] {
+        let ordered = order_beside(weir.setup(), &["--probation", "60s"]);
+        let new = candidate(weir.setup());
+        signal::kill(Pid::from_raw(new), signal).expect("it is there");
+        while !ordered.is_finished() {
+            // nobody is refused, whoever accepts
+            let mut connection = weir.connect();
+            if signal == Signal::SIGTERM {
+                assert_eq!(
+                    connection.fetch(&get("/")).expect("an answer").text(),
+                    "here"
+                );
+            }
+        }
+        let run = ordered.join().expect("no panic");
+        assert_eq!(run.status.code(), Some(3), "{run:?}");
+        let reason = String::from_utf8_lossy(&run.stderr);
+        assert!(reason.contains("has let go in its probation"), "{reason}");
+        assert!(reason.contains(told), "{reason}");
+        eventually(PATIENCE, || children(weir.pid()) == 0);
+        assert_eq!(weir.get("/").text(), "here");
+        assert_eq!(pid_in(weir.setup()).to_string(), weir.pid().to_string());
+    }
+}
+
+#[test]
+fn old_process_that_ends_in_a_probation_leaves_the_new_one() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut weir = Weir::start_site("routes: [{ respond: here }]");
+        let ordered = order_beside(weir.setup(), &["--probation", "60s"]);
+        let new = candidate(weir.setup());
+        weir.signal(signal);
+        let run = ordered.join().expect("no panic");
+        assert_eq!(weir.wait().success(), signal == Signal::SIGTERM);
+        assert_eq!(run.status.success(), signal == Signal::SIGTERM, "{run:?}");
+        let told = String::from_utf8_lossy(&run.stdout).contains("cut short");
+        assert_eq!(told, signal == Signal::SIGTERM, "{run:?}");
+        eventually(PATIENCE, || pid_in(weir.setup()) == new);
+        assert_eq!(weir.get("/").text(), "here");
+        // a stop in a probation stops both
+        let ordered = order_beside(weir.setup(), &["--probation", "60s"]);
+        let (new, last) = (Daemon::find(weir.setup()), candidate(weir.setup()));
+        let run = weir.setup().run(&["stop", "-c", "weir.yaml"]);
+        assert_eq!(run.status, 0, "{run:?}");
+        eventually(PATIENCE, || !new.is_running());
+        let proc = format!("/proc/{last}/stat");
+        let is_gone = || fs::read_to_string(&proc).map_or(true, |stat| stat.contains(") Z "));
+        eventually(PATIENCE, is_gone);
+        let run = ordered.join().expect("no panic");
+        assert_eq!(run.status.code(), Some(3), "{run:?}");
+        assert!(!weir.dir().join("weir.pid").exists());
+    }
+}
+
 #[test]
 fn hundreds_of_sockets_and_names_with_blanks_change_hands() {
     let setup = Setup::new();
@@ -335,7 +529,7 @@ fn hundreds_of_sockets_and_names_with_blanks_change_hands() {
         "sites: { main: { hosts: ['*'], routes: [{ respond: { body: here } }] } }\n"
     ));
     let script = format!("ulimit -n 4096; exec {BINARY} -c weir.yaml");
-    let mut command = std::process::Command::new("sh");
+    let mut command = Command::new("sh");
     let mut old = setup.launch_command(command.args(["-c", &script]));
     eventually(PATIENCE, || setup.dir().join("weir.pid").exists());
     let run = order(&setup, &[]);
@@ -383,7 +577,7 @@ fn program_that_was_replaced_on_disk_is_the_next_one() {
     let program = setup.dir().join("weir with a blank");
     fs::copy(BINARY, &program).expect("copy the program");
     setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
-    let mut command = std::process::Command::new(&program);
+    let mut command = Command::new(&program);
     let log = fs::File::create(setup.dir().join("stderr.log")).expect("a log");
     command
         .args(["-c", "weir.yaml"])

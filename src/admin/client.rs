@@ -91,7 +91,7 @@ impl Client {
         self.ask("POST", &format!("/reload{query}"), None)
     }
 
-    /// Returns when the new process has taken over, or has failed.
+    /// Returns when the new process has taken over, or has failed; with a probation, when the old one is about to end.
     ///
     /// # Errors
     /// As above.
@@ -102,6 +102,13 @@ impl Client {
             query.push(format!("binary={path}"));
         }
         query.extend(wanted.timeout.map(|limit| format!("timeout={limit}")));
+        if let Some(terms) = &wanted.probation {
+            query.push(format!("probation={}", terms.length));
+            let share = terms.max_5xx.to_string();
+            let share = utf8_percent_encode(&share, NON_ALPHANUMERIC);
+            query.push(format!("max_5xx={share}"));
+            query.push(format!("max_p99={}", terms.max_p99));
+        }
         self.ask("POST", &format!("/upgrade?{}", query.join("&")), None)
     }
 

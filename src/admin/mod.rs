@@ -11,7 +11,7 @@
 //! | `GET /status` | [`Status`](crate::runtime::status::Status), as from a `status` action |
 //! | `GET /ready` | 200 `ready`, or 503 `draining`, in plain text |
 //! | `POST /reload` | [`Reloaded`]; with `?dry_run=true` nothing changes; with `?upgrade=true` a program that was replaced on disk takes over |
-//! | `POST /upgrade` | [`Upgraded`]: a new process has taken over; with `?binary=PATH` another program, with `&timeout=60s` a limit |
+//! | `POST /upgrade` | [`Upgraded`]: a new process has taken over; with `?binary=PATH` another program, with `&timeout=60s` a limit, with `&probation=60s&max_5xx=1%25&max_p99=2x` a probation, and the answer at its end |
 //! | `POST /pools/POOL/members/MEMBER/drain` | [`Drained`]: no new requests, running ones end |
 //! | `POST /pools/POOL/members/MEMBER/undrain` | [`Drained`]: requests again |
 //! | `POST /stop` | [`Stopping`], and the end of the answer when the process is gone |
@@ -23,7 +23,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,8 @@ use crate::pool::Pool;
 use crate::pool::status::MemberStatus;
 use crate::runtime::Live;
 use crate::runtime::changes::Changes;
-use crate::value::{Span, hint};
+use crate::runtime::figures::Summary;
+use crate::value::{Factor, Ratio, Span, hint};
 
 pub mod client;
 mod server;
@@ -72,6 +73,29 @@ pub struct Upgrade {
     pub binary: Option<PathBuf>,
     /// How long it may take until it serves.
     pub timeout: Option<Span>,
+    /// What it has to pass before the old one ends.
+    pub probation: Option<Terms>,
+}
+
+/// How a new process must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How long it is watched.
+    pub length: Span,
+    /// How much larger the share of requests may be that are answered with 5xx.
+    pub max_5xx: Ratio,
+    /// How many times as long the slowest hundredth of requests may take.
+    pub max_p99: Factor,
+}
+
+impl Default for Terms {
+    fn default() -> Terms {
+        Terms {
+            length: Span::new(Duration::from_secs(60)),
+            max_5xx: Ratio::percent(1),
+            max_p99: Factor::hundredths(200),
+        }
+    }
 }
 
 /// A new process serves, and the old one ends with its last connection.
@@ -83,6 +107,41 @@ pub struct Upgraded {
     pub sockets: usize,
     /// How many connections the old process has to finish.
     pub connections: usize,
+    /// The probation that the new process has passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probation: Option<Passed>,
+}
+
+/// A new process has done well, and the old one has finished.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Passed {
+    pub trial: Trial,
+    pub receipt: Receipt,
+}
+
+/// How a new process did on probation.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Trial {
+    pub length: Span,
+    /// The old process was told to end before that.
+    pub cut_short: bool,
+    /// The old process, in the last ten minutes before.
+    pub before: Summary,
+    pub new: Summary,
+}
+
+/// What became of the connections that the old process had when the new one began to accept alone. `kept` is the sum of
+/// the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// All of them.
+    pub kept: usize,
+    /// Ended by the client, after their last answer, or idle.
+    pub finished: usize,
+    /// WebSockets that were told to close.
+    pub closed: usize,
+    /// Still at work at the deadline.
+    pub cut: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::{Order, Orders, Refusal, Stopping, Upgrade};
+use super::{Order, Orders, Refusal, Stopping, Terms, Upgrade};
 use crate::net::Bind;
 use crate::net::bind::ListenSocket;
 use crate::runtime::Live;
@@ -221,9 +221,11 @@ impl Endpoint {
     }
 }
 
-/// `binary=/path&timeout=60s`, percent-encoded.
+/// `binary=/path&timeout=60s&probation=60s&max_5xx=1%25&max_p99=2x`, percent-encoded.
 fn parse_upgrade(query: &str) -> Result<Upgrade, String> {
     let mut wanted = Upgrade::default();
+    let mut terms = Terms::default();
+    let (mut probation, mut limits) = (false, false);
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         let value = percent_decode_str(value);
@@ -233,9 +235,25 @@ fn parse_upgrade(query: &str) -> Result<Upgrade, String> {
                 wanted.binary = Some(OsString::from_vec(path).into());
             }
             "timeout" => wanted.timeout = Some(value.decode_utf8_lossy().parse()?),
+            "probation" => {
+                terms.length = value.decode_utf8_lossy().parse()?;
+                probation = true;
+            }
+            "max_5xx" => {
+                terms.max_5xx = value.decode_utf8_lossy().parse()?;
+                limits = true;
+            }
+            "max_p99" => {
+                terms.max_p99 = value.decode_utf8_lossy().parse()?;
+                limits = true;
+            }
             _ => return Err(format!("an upgrade has no `{name}`")),
         }
     }
+    if limits && !probation {
+        return Err("`max_5xx` and `max_p99` are limits of a `probation`".to_owned());
+    }
+    wanted.probation = probation.then_some(terms);
     Ok(wanted)
 }
 
@@ -325,6 +343,13 @@ mod tests {
             wanted.timeout.map(|span| span.to_string()),
             Some("5s".to_owned())
         );
+        assert_eq!(wanted.probation, None);
+        let wanted = parse_upgrade("probation=2s&max_5xx=0.5%25").unwrap();
+        let terms = wanted.probation.unwrap();
+        assert_eq!(terms.length.to_string(), "2s");
+        assert_eq!(terms.max_5xx.to_string(), "0.5%");
+        assert_eq!(terms.max_p99, Terms::default().max_p99);
+        assert!(parse_upgrade("max_p99=3x").is_err());
         assert!(parse_upgrade("timeout=soon").is_err());
         assert!(parse_upgrade("binarry=x").is_err());
     }

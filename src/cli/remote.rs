@@ -10,13 +10,14 @@ use http::StatusCode;
 
 use super::{EXIT_BAD_CONFIG, EXIT_BAD_USAGE, print_json};
 use crate::admin::client::{Client, Failure};
-use crate::admin::{self, Upgraded};
+use crate::admin::{self, Passed, Receipt, Terms, Upgraded};
 use crate::net::Bind;
 use crate::pool::status::{MemberStatus, State};
 use crate::process::EXIT_FAILED;
+use crate::runtime::figures::Summary;
 use crate::runtime::reload::Source;
 use crate::runtime::status;
-use crate::value::Span;
+use crate::value::{Factor, Ratio, Span};
 
 /// Which process is meant.
 #[derive(Args)]
@@ -55,6 +56,18 @@ pub struct Upgrade {
     /// How long the new process may take until it serves, such as 2m; default: 60s
     #[arg(long, value_name = "SPAN")]
     timeout: Option<Span>,
+    /// Watch the new process for so long, such as 60s, before the old one ends; if it does worse than the limits below
+    /// allow, or ends, the old one goes on. Prints what became of the connections
+    #[arg(long, value_name = "SPAN")]
+    probation: Option<Span>,
+    /// How much larger the share of requests answered with 5xx may be, once there are 50 of them; default: 1%, so that 1.5%
+    /// are allowed after 0.5%
+    #[arg(long = "max-5xx", value_name = "SHARE", requires = "probation")]
+    max_5xx: Option<Ratio>,
+    /// How many times as long the slowest hundredth of 500 requests or more may take, 10 ms longer being always allowed;
+    /// default: 2x
+    #[arg(long = "max-p99", value_name = "FACTOR", requires = "probation")]
+    max_p99: Option<Factor>,
     #[command(flatten)]
     place: Place,
 }
@@ -128,6 +141,11 @@ pub fn upgrade(command: &Upgrade, source: Option<&Source>) -> ExitCode {
     let wanted = admin::Upgrade {
         binary: command.binary.as_ref().map(absolute),
         timeout: command.timeout,
+        probation: command.probation.map(|length| Terms {
+            length,
+            max_5xx: command.max_5xx.unwrap_or(Terms::default().max_5xx),
+            max_p99: command.max_p99.unwrap_or(Terms::default().max_p99),
+        }),
     };
     speak(&command.place, source, |client| {
         print(&receipt(&client.upgrade(&wanted)?));
@@ -142,19 +160,47 @@ fn receipt(upgraded: &Upgraded) -> String {
         new,
         sockets,
         connections,
+        probation,
     } = upgraded;
-    let count = |count: usize, what: &str| match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
-    };
-    format!(
-        "process {} (weir {}) has taken over from process {} (weir {}): {} handed over, {} left to finish\n",
+    let all = |number: &usize, thing| count(*number as u64, thing);
+    let taken_over = format!(
+        "process {} (weir {}) has taken over from process {} (weir {}): {} handed over",
         new.process,
         new.version,
         old.process,
         old.version,
-        count(*sockets, "socket"),
-        count(*connections, "connection"),
+        all(sockets, "socket"),
+    );
+    let Some(Passed { trial, receipt }) = probation else {
+        let left = all(connections, "connection");
+        return format!("{taken_over}, {left} left to finish\n");
+    };
+    let passed = match trial.cut_short {
+        false => format!("probation of {} passed", trial.length),
+        true => format!(
+            "probation of {} cut short, for the old process was told to end",
+            trial.length
+        ),
+    };
+    let figures = |of: &Summary| {
+        format!(
+            "{}, {:.2}% answered with 5xx, p99 {:.1?}",
+            count(of.requests, "request"),
+            of.failures() * 100.0,
+            of.p99
+        )
+    };
+    let Receipt {
+        kept,
+        finished,
+        closed,
+        cut,
+    } = receipt;
+    format!(
+        "{taken_over}\n{passed}: {}; before: {}\n{} kept: {finished} finished, {closed} closed, {cut} cut\n",
+        figures(&trial.new),
+        figures(&trial.before),
+        all(kept, "connection"),
     )
 }
 
@@ -261,6 +307,14 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
         status.generation,
         moment(Some(status.since), now),
     );
+    if let Some(probation) = &status.probation {
+        page += &format!(
+            "process {} (weir {}) is on probation, {} left\n",
+            probation.process,
+            probation.version,
+            span(probation.left),
+        );
+    }
     for older in &status.older {
         let held = [
             (older.requests, "request"),

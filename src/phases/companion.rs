@@ -95,7 +95,9 @@ impl HttpServerApp for Companion {
             log::debug!("{}: {e}", session.request_summary());
             cx.failure = Some(Failure::ClientClosed);
         }
-        super::log(&session, snapshot, cx, Instant::now());
+        let now = Instant::now();
+        super::count(&session, cx, now, &self.live);
+        super::log(&session, snapshot, cx, now);
         running.ended = true;
         if let Err(e) = sent {
             session.on_proxy_failure(e);

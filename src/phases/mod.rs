@@ -357,7 +357,9 @@ impl ProxyHttp for Weir {
         if let (Some(e), None) = (e, x.cx.failure) {
             x.cx.failure = Some(crate::handler::proxy::failure_of(e));
         }
-        log(session.as_downstream(), &x.snapshot, &mut x.cx, now);
+        let session = session.as_downstream();
+        count(session, &x.cx, now, &self.live);
+        log(session, &x.snapshot, &mut x.cx, now);
         x.end();
     }
 }
@@ -605,6 +607,30 @@ fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e: &Error) {
     );
 }
 
+/// Adds a request to the figures of this process: with the time until a backend's answer began, or else all of it.
+fn count(session: &ServerSession, cx: &Cx, now: Instant, live: &Live) {
+    let status = status_of(session, cx);
+    // A tunnel takes as long as it pleases.
+    if status == StatusCode::SWITCHING_PROTOCOLS.as_u16() {
+        return;
+    }
+    let last = cx.tries.last();
+    let answered = last.and_then(|last| Some(last.started + last.header?));
+    let time = answered
+        .unwrap_or(now)
+        .saturating_duration_since(cx.started);
+    live.figures.count(status, time);
+}
+
+/// What the client was answered with, or would have been; 0 for neither.
+fn status_of(session: &ServerSession, cx: &Cx) -> u16 {
+    match (session.response_written(), cx.failure) {
+        (Some(response), _) => response.status.as_u16(),
+        (None, Some(failure)) => failure.status(),
+        (None, None) => 0,
+    }
+}
+
 /// The last thing that happens to a request: its line in the access log.
 fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx, now: Instant) {
     let Some(access) = &snapshot.log.access else {
@@ -612,11 +638,7 @@ fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx, now: Instant) 
     };
     let response = session.response_written();
     cx.ended = Some(now);
-    cx.status = match (response, cx.failure) {
-        (Some(response), _) => response.status.as_u16(),
-        (None, Some(failure)) => failure.status(),
-        (None, None) => 0,
-    };
+    cx.status = status_of(session, cx);
     cx.body_bytes_sent = session.body_bytes_sent() as u64;
     cx.bytes_sent = cx.body_bytes_sent + response.map_or(0, header_length);
     cx.request_length += session.body_bytes_read() as u64;

@@ -107,27 +107,30 @@ impl PidFile {
     /// When the file cannot be written.
     pub fn write(path: &Path) -> io::Result<PidFile> {
         let file = PidFile(path.to_owned());
-        file.put()?;
+        file.put(std::process::id())?;
         Ok(file)
     }
 
-    /// Names this process again, where another one has put itself there and failed.
+    /// Names this process again, where another one has put itself there. Whether one had.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn reclaim(&self) -> io::Result<()> {
-        match self.is_ours() {
-            true => Ok(()),
-            false => self.put(),
+    pub fn reclaim(&self) -> io::Result<bool> {
+        let was_taken = !self.is_ours();
+        if was_taken {
+            self.put(std::process::id())?;
         }
+        Ok(was_taken)
     }
 
-    /// Written beside and renamed: whoever reads it sees the old number or the new one, never a part.
-    fn put(&self) -> io::Result<()> {
-        let process = std::process::id();
+    /// Names a process. Written beside and renamed: whoever reads it sees the old number or the new one, never a part.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn put(&self, process: u32) -> io::Result<()> {
         // A name that no other process uses, and never a file, or a link, that somebody has put there: the folder may be
         // open to all, as `/tmp` is.
-        let beside = self.0.with_added_extension(process.to_string());
+        let beside = self.0.with_added_extension(std::process::id().to_string());
         let _ = fs::remove_file(&beside);
         let mut file = File::create_new(&beside)?;
         writeln!(file, "{process}")

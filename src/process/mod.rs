@@ -3,6 +3,7 @@
 pub mod boot;
 mod daemon;
 mod logs;
+mod probation;
 mod reload;
 mod service;
 mod signals;

@@ -119,8 +119,23 @@ impl Handle {
 
     fn open(&self, socket: ListenSocket, listener: Arc<Listener>) -> Door {
         let (socket, listener) = (Arc::new(socket), Arc::new(ArcSwap::new(listener)));
-        let (drain, draining) = watch::channel(false);
         let open = Open::new(self.live.open(self.part).clone());
+        Door {
+            drain: self.accept(&socket, &open, &listener),
+            socket,
+            open,
+            listener,
+        }
+    }
+
+    /// Accepts until it is told to drain.
+    fn accept(
+        &self,
+        socket: &Arc<ListenSocket>,
+        open: &Arc<Open>,
+        listener: &Arc<ArcSwap<Listener>>,
+    ) -> watch::Sender<bool> {
+        let (drain, draining) = watch::channel(false);
         self.tell(Event::Accept(Entrance {
             socket: socket.clone(),
             open: open.clone(),
@@ -128,12 +143,7 @@ impl Handle {
             draining,
             accepting: Accepting::begin(&self.accepting),
         }));
-        Door {
-            socket,
-            open,
-            listener,
-            drain,
-        }
+        drain
     }
 
     fn tell(&self, event: Event) {
@@ -150,7 +160,7 @@ impl Handle {
     /// drain takes whoever is next, and a process that ended then would reset that client.
     pub fn is_at_work(&self) -> bool {
         // In this order: a loop has counted its last connection before it ends.
-        self.accepting.load(Ordering::Acquire) > 0 || self.open_connections() > 0
+        self.is_accepting() || self.open_connections() > 0
     }
 
     pub fn is_listening_on(&self, bind: &Bind) -> bool {
@@ -163,6 +173,26 @@ impl Handle {
         let each = doors.0.iter();
         each.map(|(bind, door)| (bind.to_string(), door.socket.clone()))
             .collect()
+    }
+
+    /// As [`Handle::drain`], but the sockets stay, on which another process accepts, and so does all that runs beside
+    /// requests; [`Handle::resume`] takes it back.
+    pub fn pause(&self) {
+        for door in self.doors.lock().0.values() {
+            let _ = door.drain.send(true);
+        }
+    }
+
+    /// Accepts again. Connections that were told to close stay told.
+    pub fn resume(&self) {
+        for door in self.doors.lock().0.values_mut() {
+            door.drain = self.accept(&door.socket, &door.open, &door.listener);
+        }
+    }
+
+    /// Whether a connection may still come in.
+    pub fn is_accepting(&self) -> bool {
+        self.accepting.load(Ordering::Acquire) > 0
     }
 
     /// Stops accepting and lets every connection finish what it is at.

@@ -4,9 +4,12 @@
 //! Pingora waits for its shutdown signal here; when this returns, everything that could finish has finished, so the
 //! answer is always a fast shutdown: Pingora's graceful one sleeps for a fixed time and then cuts.
 
+use std::io;
 use std::pin::pin;
+use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::StatusCode;
@@ -15,25 +18,38 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal as Arrivals, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, timeout};
 
 use super::daemon::Background;
 use super::logs::Logs;
+use super::probation::{self, Probation, Verdict};
 use super::reload::Reload;
 use super::service::Handle;
 use super::swap::{Failed, Swap, Swapper};
 use super::systemd;
-use super::upgrade::{Heir, Successor, WAIT_FOR_READY};
-use crate::admin::{self, Endpoint, Order, Orders, Process, Refusal, Reloaded, Upgrade, Upgraded};
-use crate::runtime::Drain;
+use super::upgrade::{Fate, Heir, Successor, WAIT_FOR_READY};
+use crate::admin::{
+    self, Endpoint, Order, Orders, Passed, Process, Receipt, Refusal, Reloaded, Terms, Trial,
+    Upgrade, Upgraded,
+};
 use crate::runtime::changes::Changes;
+use crate::runtime::figures::Recent;
 use crate::runtime::reload::Reloader;
+use crate::runtime::{Candidate, Drain};
 
 /// How often a drain looks whether the last connection has ended.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
 /// How often files are looked at that are watched.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the figures are noted by which a new process is judged.
+const MARK_INTERVAL: Duration = Duration::from_secs(60);
+/// How long connections may come in that were on their way when accepting ended.
+const LAST_ARRIVALS: Duration = Duration::from_secs(1);
+
+/// How long a process that has let go may take to end, to have its exit status told.
+const OBITUARY: Duration = Duration::from_secs(1);
 
 /// Holds back the signals until [`Signals`] handles them: by default HUP and USR1 would end the process.
 ///
@@ -85,24 +101,81 @@ pub struct Debut {
     pub stderr: Option<std::os::fd::OwnedFd>,
 }
 
-/// A new process that is coming up.
+/// A new process beside this one.
+enum Beside {
+    Coming(Coming),
+    OnProbation(Box<OnProbation>),
+}
+
+impl Beside {
+    /// Why nothing else is begun meanwhile.
+    fn reason(&self) -> &'static str {
+        match self {
+            Beside::Coming(_) => "a new process is about to take over",
+            Beside::OnProbation(_) => "a new process is on probation",
+        }
+    }
+}
+
+/// One that is coming up.
 struct Coming {
     swap: Swap,
     asked: Asked,
     sockets: usize,
 }
 
-/// What this process does once the new one serves or has failed.
+/// One that serves already.
+struct OnProbation {
+    probation: Probation,
+    /// Who is told how it did; `connections` are those that this process had when it began.
+    upgraded: Upgraded,
+    done: oneshot::Sender<Result<Upgraded, Refusal>>,
+    /// The pid file named the new process until this one took its place back.
+    had_pid_file: bool,
+}
+
+/// What has become of it.
+enum News {
+    Outcome(Result<Option<Heir>, Failed>),
+    Verdict(Verdict),
+}
+
+/// What this process does then.
 enum Next {
     GoOn,
-    Leave { has_heir: bool },
+    Watch(Box<OnProbation>),
+    Leave(Departure),
+}
+
+/// How this process comes to its end.
+#[derive(Default)]
+struct Departure {
+    /// Another process serves.
+    has_heir: bool,
+    report: Option<Report>,
+}
+
+/// For who waits to learn what became of the connections.
+struct Report {
+    upgraded: Upgraded,
+    trial: Trial,
+    done: oneshot::Sender<Result<Upgraded, Refusal>>,
+}
+
+/// What has begun with this process.
+struct Begun {
+    orders: Orders,
+    /// The old process has taken everything back.
+    withdrawn: Arc<Notify>,
+    /// Dropped when this process is about to end.
+    leaving: oneshot::Sender<()>,
 }
 
 /// Who asked for it.
 enum Asked {
     /// QUIT: this process is to end in any case but a failure.
     Quit,
-    Upgrade(oneshot::Sender<Result<Upgraded, Refusal>>),
+    Upgrade(oneshot::Sender<Result<Upgraded, Refusal>>, Option<Terms>),
     /// A file with keys that only a new process can take; nobody waits after HUP.
     Reload(Reloaded, Option<oneshot::Sender<Result<Reloaded, Refusal>>>),
 }
@@ -126,7 +199,7 @@ impl ShutdownSignalWatch for Signals {
 }
 
 impl Signals {
-    async fn handle(&self) -> std::io::Result<()> {
+    async fn handle(&self) -> io::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut reopen = signal(SignalKind::user_defined1())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -136,28 +209,44 @@ impl Signals {
             tokio::spawn(reap_orphans(signal(SignalKind::child())?));
         }
         release()?;
-        let mut orders = self.take_orders();
-        let mut coming: Option<Coming> = None;
+        let Begun {
+            mut orders,
+            withdrawn,
+            leaving,
+        } = self.begin();
+        let mut beside: Option<Beside> = None;
         let (watcher, mut changes) = mpsc::channel(1);
         let watching = tokio::spawn(watch(self.reloader.clone(), watcher));
-        let has_heir = loop {
+        let mut mark = tokio::time::interval(MARK_INTERVAL);
+        let mut recent = Recent::default();
+        let departure = loop {
             tokio::select! {
-                _ = hangup.recv() => coming = self.reload(coming, false, None).await,
+                _ = hangup.recv() => beside = self.reload(beside, false, None).await,
                 Some(order) = orders.recv() => match order {
                     Order::Stop => {
                         log::info!("told to stop: draining");
-                        break false;
+                        self.abandon(beside.take()).await;
+                        break Departure::default();
                     }
-                    order => coming = self.obey(order, coming).await,
+                    order => beside = self.obey(order, beside).await,
                 },
-                Some(order) = changes.recv() => coming = self.obey(order, coming).await,
-                _ = reopen.recv() => self.logs.reopen(),
+                // The new process looks at the files itself.
+                Some(order) = changes.recv(), if !matches!(beside, Some(Beside::OnProbation(_))) => {
+                    beside = self.obey(order, beside).await;
+                }
+                _ = reopen.recv() => {
+                    self.logs.reopen();
+                    if let Some(Beside::OnProbation(candidate)) = &beside {
+                        candidate.probation.heir.reopen();
+                    }
+                }
+                _ = mark.tick() => recent.mark(self.reloader.live().figures.totals()),
                 _ = terminate.recv() => {
                     log::info!("TERM: draining");
-                    break false;
+                    break self.depart(beside.take()).await;
                 }
-                _ = quit.recv() => match (&coming, &self.swapper) {
-                    (Some(_), _) => log::error!("QUIT: {UNDER_WAY}; going on"),
+                _ = quit.recv() => match (&beside, &self.swapper) {
+                    (Some(beside), _) => log::error!("QUIT: {}; going on", beside.reason()),
                     (None, Some(swapper)) if !is_init() => {
                         let found = self.sockets().and_then(|sockets| {
                             let count = sockets.len();
@@ -166,7 +255,7 @@ impl Signals {
                         match found {
                             Ok((swap, sockets)) => {
                                 let asked = Asked::Quit;
-                                coming = Some(Coming { swap, asked, sockets });
+                                beside = Some(Beside::Coming(Coming { swap, asked, sockets }));
                             }
                             Err(e) => log::error!("QUIT: the sockets were not handed over: {e}; going on"),
                         }
@@ -174,56 +263,79 @@ impl Signals {
                     // Nobody could take over.
                     (None, _) => {
                         log::info!("QUIT: draining");
-                        break false;
+                        break Departure::default();
                     }
                 },
-                outcome = outcome(&mut coming) => {
-                    let concluded = coming.take().map(|coming| self.conclude(coming, outcome));
-                    if let Some(Next::Leave { has_heir }) = concluded {
-                        break has_heir;
+                news = news(&mut beside) => {
+                    let next = match (beside.take(), news) {
+                        (Some(Beside::Coming(coming)), News::Outcome(outcome)) => {
+                            self.conclude(coming, outcome, &recent).await
+                        }
+                        (Some(Beside::OnProbation(candidate)), News::Verdict(verdict)) => {
+                            self.judge(*candidate, verdict).await
+                        }
+                        _ => Next::GoOn,
+                    };
+                    match next {
+                        Next::GoOn => {}
+                        Next::Watch(candidate) => beside = Some(Beside::OnProbation(candidate)),
+                        Next::Leave(departure) => break departure,
                     }
+                }
+                () = withdrawn.notified() => {
+                    log::info!("the old process goes on: draining");
+                    break Departure { has_heir: true, report: None };
                 }
                 _ = interrupt.recv() => {
                     log::info!("INT: ending now");
-                    if let Some(coming) = coming {
-                        coming.swap.abort().await;
-                    }
+                    self.depart(beside.take()).await;
                     return Ok(());
                 }
             }
         };
+        // Whether it is kept or not, this process does not stay: an old one that looks on has to.
+        drop(leaving);
         systemd::stopping();
         watching.abort();
         // Who has given one that still waits learns that it will not be carried out.
         drop(orders);
-        if let Some(coming) = coming {
-            coming.swap.abort().await;
-        }
-        let mut drained = pin!(self.drain(has_heir));
-        // A service manager tells all processes of a service to end: the first is meant for the new process, and this one
-        // is at it already.
-        let mut patient = has_heir;
-        loop {
-            tokio::select! {
-                () = &mut drained => break,
-                _ = reopen.recv() => self.logs.reopen(),
-                _ = interrupt.recv() => {
-                    log::info!("INT: ending now");
-                    break;
-                }
-                _ = terminate.recv() => {
-                    if !std::mem::take(&mut patient) {
-                        log::info!("TERM again: ending now");
+        let Departure { has_heir, report } = departure;
+        // That were told to close.
+        let tunnels = AtomicUsize::new(0);
+        {
+            let mut drained = pin!(self.drain(has_heir, &tunnels));
+            // A service manager tells all processes of a service to end: the first is meant for the new process, and
+            // this one is at it already.
+            let mut patient = has_heir;
+            loop {
+                tokio::select! {
+                    () = &mut drained => break,
+                    _ = reopen.recv() => self.logs.reopen(),
+                    _ = interrupt.recv() => {
+                        log::info!("INT: ending now");
                         break;
+                    }
+                    _ = terminate.recv() => {
+                        if !std::mem::take(&mut patient) {
+                            log::info!("TERM again: ending now");
+                            break;
+                        }
                     }
                 }
             }
+        }
+        if let Some(report) = report {
+            self.tell(report, tunnels.into_inner());
+        }
+        if let Some(admin) = &self.admin {
+            admin.endpoint.close();
+            admin.endpoint.answered().await;
         }
         Ok(())
     }
 
     /// Says that this process serves, and begins to answer on the admin socket, if there is one.
-    fn take_orders(&self) -> Orders {
+    fn begin(&self) -> Begun {
         let Debut {
             background,
             successor,
@@ -240,16 +352,40 @@ impl Signals {
         }
         let orders = |admin: &Admin| Some((admin.endpoint.clone(), admin.orders.lock().take()?));
         let (endpoint, orders) = self.admin.as_ref().and_then(orders).unzip();
+        let withdrawn = Arc::new(Notify::new());
+        let withdraw = withdrawn.clone();
+        let (leaving, mut leaves) = oneshot::channel();
+        if successor.is_some() {
+            systemd::keep_silent(true);
+        }
+        let (live, logs) = (self.reloader.live().clone(), self.logs.clone());
+        let pid_file = self
+            .swapper
+            .as_ref()
+            .and_then(|swapper| swapper.pid_file.clone());
         tokio::spawn(async move {
             if let Some(successor) = successor {
                 // Until the old process relies on this one, it is the one to ask and to watch.
-                let kept = match successor.ready() {
-                    Ok(()) => successor.kept().await,
+                let fate = match successor.ready() {
+                    Ok(()) => tokio::select! {
+                        fate = successor.fate(&live.figures, || logs.reopen()) => fate,
+                        _ = &mut leaves => return,
+                    },
                     Err(e) => Err(e),
                 };
-                if let Err(e) = kept {
-                    log::warn!("the old process is gone: {e}");
+                match fate {
+                    Ok(Fate::Kept) => {}
+                    Ok(Fate::Withdrawn) => {
+                        withdraw.notify_one();
+                        return;
+                    }
+                    Err(e) => log::warn!("the old process is gone: {e}"),
                 }
+                // It names the old one where that has ended in the middle of a probation.
+                if let Some(Err(e)) = pid_file.map(|file| file.reclaim()) {
+                    log::warn!("cannot write the pid file: {e}");
+                }
+                systemd::keep_silent(false);
             }
             systemd::ready();
             let answer = async {
@@ -262,10 +398,15 @@ impl Signals {
             tokio::join!(answer, systemd::feed_watchdog());
         });
         // Closed without an admin socket: no order ever comes.
-        orders.unwrap_or_else(|| mpsc::channel(1).1)
+        let orders = orders.unwrap_or_else(|| mpsc::channel(1).1);
+        Begun {
+            orders,
+            withdrawn,
+            leaving,
+        }
     }
 
-    async fn obey(&self, order: Order, coming: Option<Coming>) -> Option<Coming> {
+    async fn obey(&self, order: Order, beside: Option<Beside>) -> Option<Beside> {
         // Whoever gave it may have left; it is carried out all the same.
         match order {
             Order::Reload {
@@ -276,21 +417,27 @@ impl Signals {
                 let _ = done.send(self.rehearse().await);
             }
             Order::Reload { upgrade, done, .. } => {
-                return self.reload(coming, upgrade, Some(done)).await;
+                return self.reload(beside, upgrade, Some(done)).await;
             }
-            Order::Upgrade { wanted, done } => return self.upgrade(coming, wanted, done),
+            Order::Upgrade { wanted, done } => return self.upgrade(beside, wanted, done),
             Order::Drain {
                 pool,
                 member,
                 draining,
                 done,
             } => {
-                let live = self.reloader.live();
-                let _ = done.send(admin::drain(live, &pool, &member, draining));
+                let drained = match &beside {
+                    // It serves, and would go on with the member as it was.
+                    Some(beside @ Beside::OnProbation(_)) => {
+                        Err(Refusal::new(StatusCode::CONFLICT, beside.reason()))
+                    }
+                    _ => admin::drain(self.reloader.live(), &pool, &member, draining),
+                };
+                let _ = done.send(drained);
             }
             Order::Stop => unreachable!("ends the loop"),
         }
-        coming
+        beside
     }
 
     async fn rehearse(&self) -> Result<Reloaded, Refusal> {
@@ -301,14 +448,14 @@ impl Signals {
     /// Reloads; where only a new process can take what the file says, one is on its way then.
     async fn reload(
         &self,
-        coming: Option<Coming>,
+        beside: Option<Beside>,
         upgrade: bool,
         done: Option<oneshot::Sender<Result<Reloaded, Refusal>>>,
-    ) -> Option<Coming> {
-        if coming.is_some() {
-            log::error!("reload failed: {UNDER_WAY}");
-            answer(done, Err(Refusal::new(StatusCode::CONFLICT, UNDER_WAY)));
-            return coming;
+    ) -> Option<Beside> {
+        if let Some(reason) = beside.as_ref().map(Beside::reason) {
+            log::error!("reload failed: {reason}");
+            answer(done, Err(Refusal::new(StatusCode::CONFLICT, reason)));
+            return beside;
         }
         systemd::reloading();
         let can_swap = self.cannot_swap().is_none();
@@ -325,11 +472,11 @@ impl Signals {
             Ok(Reload::NeedsProcess(reloaded)) => match self.bring_up(&Upgrade::default()) {
                 Ok((swap, sockets)) => {
                     let asked = Asked::Reload(reloaded, done);
-                    return Some(Coming {
+                    return Some(Beside::Coming(Coming {
                         swap,
                         asked,
                         sockets,
-                    });
+                    }));
                 }
                 Err(refusal) => {
                     log::error!("reload failed: {}", refusal.error);
@@ -359,28 +506,28 @@ impl Signals {
 
     fn upgrade(
         &self,
-        coming: Option<Coming>,
+        beside: Option<Beside>,
         wanted: Upgrade,
         done: oneshot::Sender<Result<Upgraded, Refusal>>,
-    ) -> Option<Coming> {
-        let refusal = match (&coming, self.cannot_swap()) {
-            (Some(_), _) => Refusal::new(StatusCode::CONFLICT, UNDER_WAY),
+    ) -> Option<Beside> {
+        let refusal = match (&beside, self.cannot_swap()) {
+            (Some(beside), _) => Refusal::new(StatusCode::CONFLICT, beside.reason()),
             (None, Some(reason)) => Refusal::new(StatusCode::CONFLICT, reason),
             (None, None) => match self.bring_up(&wanted) {
                 Ok((swap, sockets)) => {
-                    let asked = Asked::Upgrade(done);
-                    return Some(Coming {
+                    let asked = Asked::Upgrade(done, wanted.probation);
+                    return Some(Beside::Coming(Coming {
                         swap,
                         asked,
                         sockets,
-                    });
+                    }));
                 }
                 Err(refusal) => refusal,
             },
         };
         log::error!("upgrade failed: {}", refusal.error);
         let _ = done.send(Err(refusal));
-        coming
+        beside
     }
 
     /// Why no new process can take over from this one.
@@ -411,7 +558,7 @@ impl Signals {
                 self.cannot_swap().unwrap_or_default(),
             )),
             Err(e) => {
-                let e: std::io::Error = e;
+                let e: io::Error = e;
                 let error = format!("cannot start a new process: {e}");
                 Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error))
             }
@@ -419,7 +566,7 @@ impl Signals {
     }
 
     /// All listening sockets, that of the admin endpoint included.
-    fn sockets(&self) -> std::io::Result<super::swap::Sockets> {
+    fn sockets(&self) -> io::Result<super::swap::Sockets> {
         let mut sockets = Vec::new();
         if let Some(admin) = &self.admin {
             let socket = admin.endpoint.socket()?;
@@ -432,41 +579,33 @@ impl Signals {
     }
 
     /// Tells whoever asked what became of the new process.
-    fn conclude(&self, coming: Coming, outcome: Result<Option<Heir>, Failed>) -> Next {
+    async fn conclude(
+        &self,
+        coming: Coming,
+        outcome: Result<Option<Heir>, Failed>,
+        recent: &Recent,
+    ) -> Next {
         let Coming { asked, sockets, .. } = coming;
         let heir = match outcome {
             Ok(Some(heir)) => heir,
             Ok(None) => {
                 log::info!("QUIT: no new process waits for the sockets; draining");
-                return Next::Leave { has_heir: false };
+                return Next::Leave(Departure::default());
             }
             Err(failed) => {
                 self.go_on(asked, failed);
                 return Next::GoOn;
             }
         };
-        let upgraded = Upgraded {
-            old: Process {
-                process: std::process::id(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-            },
-            new: Process {
-                process: heir.process,
-                version: heir.version.clone(),
-            },
-            sockets,
-            connections: self.services.iter().map(Handle::open_connections).sum(),
-        };
+        if let Asked::Upgrade(done, Some(terms)) = asked {
+            return self.examine(heir, terms, sockets, done, recent).await;
+        }
+        let upgraded = self.upgraded(&heir, sockets);
         Swapper::keep(heir);
-        let new = &upgraded.new;
-        log::info!(
-            "process {} (weir {}) serves; draining",
-            new.process,
-            new.version
-        );
+        say_draining(&upgraded.new);
         match asked {
             Asked::Quit => {}
-            Asked::Upgrade(done) => {
+            Asked::Upgrade(done, _) => {
                 let _ = done.send(Ok(upgraded));
             }
             Asked::Reload(reloaded, done) => {
@@ -480,12 +619,35 @@ impl Signals {
                 );
             }
         }
-        Next::Leave { has_heir: true }
+        Next::Leave(Departure {
+            has_heir: true,
+            report: None,
+        })
+    }
+
+    fn upgraded(&self, heir: &Heir, sockets: usize) -> Upgraded {
+        Upgraded {
+            old: Process {
+                process: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            new: Process {
+                process: heir.process,
+                version: heir.version.clone(),
+            },
+            sockets,
+            connections: self.open_connections(),
+            probation: None,
+        }
+    }
+
+    fn open_connections(&self) -> usize {
+        self.services.iter().map(Handle::open_connections).sum()
     }
 
     fn go_on(&self, asked: Asked, failed: Failed) {
         if let Some(swapper) = &self.swapper {
-            swapper.go_on();
+            swapper.reclaim_pid_file();
         }
         let error = format!("{failed}; this one goes on");
         log::error!("the sockets were not handed over: {error}");
@@ -495,7 +657,7 @@ impl Signals {
         };
         match asked {
             Asked::Quit => {}
-            Asked::Upgrade(done) => {
+            Asked::Upgrade(done, _) => {
                 let _ = done.send(Err(refusal));
             }
             Asked::Reload(_, done) => {
@@ -505,8 +667,158 @@ impl Signals {
         }
     }
 
+    /// Has the new process serve alone, and begins to watch it.
+    async fn examine(
+        &self,
+        heir: Heir,
+        terms: Terms,
+        sockets: usize,
+        done: oneshot::Sender<Result<Upgraded, Refusal>>,
+        recent: &Recent,
+    ) -> Next {
+        let live = self.reloader.live();
+        let before = recent.until(&live.figures.totals());
+        let had_pid_file = self.swapper.as_ref().is_some_and(Swapper::reclaim_pid_file);
+        self.services.iter().for_each(Handle::pause);
+        let began = Instant::now();
+        while self.services.iter().any(Handle::is_accepting) && began.elapsed() < LAST_ARRIVALS {
+            tokio::time::sleep(DRAIN_TICK).await;
+        }
+        let reports = match heir.examine() {
+            Ok(reports) => reports,
+            Err(e) => {
+                drop(self.take_back(heir));
+                let error = format!("cannot watch the new process: {e}; this one goes on");
+                log::error!("upgrade failed: {error}");
+                let refusal = Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error);
+                let _ = done.send(Err(refusal));
+                return Next::GoOn;
+            }
+        };
+        let upgraded = self.upgraded(&heir, sockets);
+        let Process { process, version } = &upgraded.new;
+        log::info!(
+            "process {process} (weir {version}) serves, on probation for {}",
+            terms.length
+        );
+        live.set_candidate(Some(Candidate {
+            process: *process,
+            version: version.clone(),
+            until: SystemTime::now() + terms.length.get(),
+        }));
+        Next::Watch(Box::new(OnProbation {
+            probation: Probation::begin(heir, reports, terms, before),
+            upgraded,
+            done,
+            had_pid_file,
+        }))
+    }
+
+    /// Ends the probation.
+    async fn judge(&self, candidate: OnProbation, verdict: Verdict) -> Next {
+        let heir = &candidate.upgraded.new;
+        let heir = format!("process {} (weir {})", heir.process, heir.version);
+        let error = match verdict {
+            Verdict::Passed => return Next::Leave(self.leave_to(candidate)),
+            Verdict::Failed(reason) => {
+                drop(self.take_back(candidate.probation.heir));
+                format!("{heir} has failed its probation: {reason}; this one goes on")
+            }
+            Verdict::Gone => {
+                let end = self.take_back(candidate.probation.heir);
+                let end = timeout(OBITUARY, end).await;
+                let end = end.map_or("about to end".to_owned(), |status| {
+                    status.map_or_else(|e| e.to_string(), |status| status.to_string())
+                });
+                format!("{heir} has let go in its probation ({end}); this one goes on")
+            }
+        };
+        log::error!("upgrade failed: {error}");
+        let refusal = Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error);
+        let _ = candidate.done.send(Err(refusal));
+        Next::GoOn
+    }
+
+    /// Leaves everything to the new process.
+    fn leave_to(&self, candidate: OnProbation) -> Departure {
+        let OnProbation {
+            probation,
+            upgraded,
+            done,
+            had_pid_file,
+        } = candidate;
+        self.reloader.live().set_candidate(None);
+        let trial = probation.trial();
+        let heir = probation.heir;
+        if had_pid_file && let Some(swapper) = &self.swapper {
+            swapper.give_pid_file(heir.process);
+        }
+        Swapper::keep(heir);
+        say_draining(&upgraded.new);
+        Departure {
+            has_heir: true,
+            report: Some(Report {
+                upgraded,
+                trial,
+                done,
+            }),
+        }
+    }
+
+    /// Serves alone again.
+    fn take_back(&self, heir: Heir) -> impl Future<Output = io::Result<ExitStatus>> {
+        self.services.iter().for_each(Handle::resume);
+        let live = self.reloader.live();
+        live.set_candidate(None);
+        heir.withdraw();
+        let patience = live.load().drain.deadline;
+        let end = tokio::spawn(probation::see_off(heir, patience));
+        async { end.await.unwrap_or_else(|e| Err(io::Error::other(e))) }
+    }
+
+    /// Ends a new process that was to take over, for nobody is to serve.
+    async fn abandon(&self, beside: Option<Beside>) {
+        match beside {
+            None => {}
+            Some(Beside::Coming(coming)) => coming.swap.abort().await,
+            Some(Beside::OnProbation(candidate)) => drop(self.take_back(candidate.probation.heir)),
+        }
+    }
+
+    /// Ends this process alone: a new one that serves already goes on.
+    async fn depart(&self, beside: Option<Beside>) -> Departure {
+        match beside {
+            Some(Beside::OnProbation(candidate)) => self.leave_to(*candidate),
+            beside => {
+                self.abandon(beside).await;
+                Departure::default()
+            }
+        }
+    }
+
+    /// Tells who waits how the change came off, once this process is done.
+    fn tell(&self, report: Report, tunnels: usize) {
+        let Report {
+            mut upgraded,
+            trial,
+            done,
+        } = report;
+        let cut = self.open_connections();
+        let closed = tunnels.saturating_sub(self.reloader.live().tunnels());
+        let kept = upgraded.connections;
+        let receipt = Receipt {
+            kept,
+            finished: kept.saturating_sub(closed + cut),
+            closed,
+            cut,
+        };
+        upgraded.probation = Some(Passed { trial, receipt });
+        let _ = done.send(Ok(upgraded));
+    }
+
     /// Ends when the last connection has, or at the deadline.
-    async fn drain(&self, has_heir: bool) {
+    /// `told` becomes the number of tunnels that were told to close.
+    async fn drain(&self, has_heir: bool, told: &AtomicUsize) {
         let live = self.reloader.live();
         let Drain {
             announce,
@@ -525,25 +837,22 @@ impl Signals {
             }
         }
         let tunnels = Instant::now() + tunnels;
-        let mut told = false;
+        let mut are_told = false;
         // One after the other: the edge may proxy to the companion until its last request is answered.
         for service in &self.services {
             service.drain();
             while service.is_at_work() {
                 if began.elapsed() >= deadline {
-                    let open: usize = self.services.iter().map(Handle::open_connections).sum();
+                    let open = self.open_connections();
                     return log::warn!("time is over: {open} connections are open still");
                 }
-                if !told && Instant::now() >= tunnels {
-                    told = true;
+                if !are_told && Instant::now() >= tunnels {
+                    are_told = true;
+                    told.store(live.tunnels(), Ordering::Relaxed);
                     self.services.iter().for_each(Handle::close_tunnels);
                 }
                 tokio::time::sleep(DRAIN_TICK).await;
             }
-        }
-        if let Some(endpoint) = admin {
-            endpoint.close();
-            endpoint.answered().await;
         }
         log::info!("drained in {:.1} s", began.elapsed().as_secs_f64());
     }
@@ -557,15 +866,18 @@ fn answer<T>(done: Option<oneshot::Sender<T>>, outcome: T) {
     }
 }
 
-/// Why a second one is refused.
-const UNDER_WAY: &str = "a new process is about to take over";
-
 /// What becomes of the new process; never, while there is none.
-async fn outcome(coming: &mut Option<Coming>) -> Result<Option<Heir>, Failed> {
-    match coming {
-        Some(coming) => coming.swap.outcome().await,
+async fn news(beside: &mut Option<Beside>) -> News {
+    match beside {
+        Some(Beside::Coming(coming)) => News::Outcome(coming.swap.outcome().await),
+        Some(Beside::OnProbation(candidate)) => News::Verdict(candidate.probation.verdict().await),
         None => std::future::pending().await,
     }
+}
+
+fn say_draining(new: &Process) {
+    let Process { process, version } = new;
+    log::info!("process {process} (weir {version}) serves; draining");
 }
 
 /// Does what blocks on a thread for that.

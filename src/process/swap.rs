@@ -154,13 +154,22 @@ impl Swapper {
         heir.keep();
     }
 
-    /// Undoes what a new process has done before it failed.
-    pub fn go_on(&self) {
-        if let Some(pid_file) = &self.pid_file
-            && let Err(e) = pid_file.reclaim()
-        {
-            log::warn!("cannot write the pid file: {e}");
-        }
+    /// Has the pid file name this process again, where a new one has put itself there that does not take over, or not yet.
+    /// Whether it had.
+    pub fn reclaim_pid_file(&self) -> bool {
+        self.on_pid_file(PidFile::reclaim).unwrap_or_default()
+    }
+
+    /// Has the pid file name the process that takes over.
+    pub fn give_pid_file(&self, heir: u32) {
+        self.on_pid_file(|file| file.put(heir));
+    }
+
+    fn on_pid_file<T>(&self, change: impl FnOnce(&PidFile) -> io::Result<T>) -> Option<T> {
+        let changed = change(self.pid_file.as_ref()?);
+        changed
+            .inspect_err(|e| log::warn!("cannot write the pid file: {e}"))
+            .ok()
     }
 }
 
@@ -199,7 +208,10 @@ impl Birth {
             .map_err(|e| Failed::because(format!("{e:#}")))?;
         let stderr = io::stderr();
         let error = match upgrade::pass(ours, sockets, Some(stderr.as_fd()), deadline) {
-            Ok(heir) => return Ok(heir),
+            Ok(mut heir) => {
+                heir.child = Some(child);
+                return Ok(heir);
+            }
             Err(e) => e,
         };
         let patience = match error.kind() {

@@ -63,7 +63,12 @@ pub fn stopping() {
 /// From now on `process` is the one to watch, and speaks for itself: this one is not listened to any more, and says nothing.
 pub fn main_process(process: u32) {
     tell(&[NotifyState::MainPid(process)]);
-    RETIRED.store(true, Ordering::Relaxed);
+    keep_silent(true);
+}
+
+/// While another process is the main one, this one says nothing.
+pub fn keep_silent(silent: bool) {
+    SILENT.store(silent, Ordering::Relaxed);
 }
 
 /// Says again and again that this process is alive, if the service manager wants to know.
@@ -79,10 +84,10 @@ pub async fn feed_watchdog() {
 }
 
 /// Whether another process is the main one.
-static RETIRED: AtomicBool = AtomicBool::new(false);
+static SILENT: AtomicBool = AtomicBool::new(false);
 
 fn tell(states: &[NotifyState<'_>]) {
-    if RETIRED.load(Ordering::Relaxed) {
+    if SILENT.load(Ordering::Relaxed) {
         return;
     }
     if let Err(e) = sd_notify::notify(states) {

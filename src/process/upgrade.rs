@@ -14,6 +14,18 @@
 //! Until the last word the old process serves as if nothing were happening, and goes on doing so if that word does not
 //! come to pass. Connections that arrive in between wait in the sockets' queues, which both processes share.
 //!
+//! With a [probation](super::probation) there is more to say before that word:
+//!
+//! ```text
+//!  old -> new   `probation`: the old one accepts no more
+//!  new -> old   `figures REQUESTS FAILED P99` (in microseconds) each second, of what came since then
+//!  old -> new   `reopen`, when the log files are to be opened anew
+//!  old -> new   `keep`; or `withdraw`, and the old one accepts again while the new one drains
+//! ```
+//!
+//! The end of the old process leaves everything to the new one, as `keep` does. That of the new one leaves everything to
+//! the old one.
+//!
 //! Pingora's own hand-over is not used: it carries 32 sockets at most, its socket is open to everybody, and the old
 //! process ends even when it failed. One message here carries one socket and the address it was bound to, so neither
 //! their number nor their names are limited.
@@ -23,6 +35,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -32,8 +45,10 @@ use nix::sys::socket::{
     SockType, UnixAddr, sockopt,
 };
 use tokio::net::UnixStream;
+use tokio::time::interval;
 
 use super::daemon;
+use crate::runtime::figures::{Figures, Summary};
 
 /// How long the new process waits for the running one to be told (QUIT).
 const WAIT_FOR_SENDER: Duration = Duration::from_secs(60);
@@ -45,8 +60,14 @@ pub const WAIT_FOR_READY: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(1);
 /// How long either waits for what the other one only has to write down.
 const WAIT_FOR_MESSAGE: Duration = Duration::from_secs(5);
+/// How often a new process on probation tells how it does.
+const REPORT: Duration = Duration::from_secs(1);
 const READY: &str = "ready";
 const KEEP: &[u8] = b"keep";
+const PROBATION: &[u8] = b"probation";
+const REOPEN: &[u8] = b"reopen";
+const WITHDRAW: &[u8] = b"withdraw";
+const FIGURES: &str = "figures";
 /// Longest message: a kind, `unix:` and a path (`sun_path` is shorter).
 const MAX_MESSAGE: usize = 1024;
 
@@ -210,15 +231,93 @@ impl Successor {
         Ok(())
     }
 
-    /// Returns when the old process has left everything to this one, in words or by ending.
+    /// Tells how this process does as long as the old one wants to know, and returns when its fate is decided.
     ///
     /// # Errors
     /// When the runtime cannot watch the socket.
-    pub async fn kept(self) -> io::Result<()> {
-        // Of another kind in truth, which does not matter to who only waits.
-        let sender = std::os::unix::net::UnixStream::from(self.sender);
-        sender.set_nonblocking(true)?;
-        UnixStream::from_std(sender)?.readable().await
+    pub async fn fate(self, figures: &Figures, reopen: impl Fn()) -> io::Result<Fate> {
+        let line = Line::new(self.sender)?;
+        let mut report = interval(REPORT);
+        let mut begin = None;
+        loop {
+            tokio::select! {
+                word = line.hear() => match word.as_slice() {
+                    PROBATION => begin = Some(figures.totals()),
+                    REOPEN => reopen(),
+                    WITHDRAW => return Ok(Fate::Withdrawn),
+                    _ => return Ok(Fate::Kept),
+                },
+                _ = report.tick() => {
+                    if let Some(begin) = &begin {
+                        line.tell(tell_figures(&figures.totals().since(begin)).as_bytes());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the old process has decided about this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It has left everything to this one, in words or by ending.
+    Kept,
+    /// It goes on, and this one is to drain.
+    Withdrawn,
+}
+
+fn tell_figures(summary: &Summary) -> String {
+    let Summary {
+        requests,
+        failed,
+        p99,
+    } = summary;
+    format!("{FIGURES} {requests} {failed} {}", p99.as_micros())
+}
+
+fn parse_figures(word: &[u8]) -> Option<Summary> {
+    let numbers = std::str::from_utf8(word).ok()?.strip_prefix(FIGURES)?;
+    let mut numbers = numbers.strip_prefix(' ')?.split(' ').map(str::parse);
+    let mut next = || numbers.next()?.ok();
+    Some(Summary {
+        requests: next()?,
+        failed: next()?,
+        p99: Duration::from_micros(next()?),
+    })
+}
+
+/// The connection between both processes, as the runtime watches it.
+#[derive(Debug)]
+struct Line(UnixStream);
+
+impl Line {
+    fn new(socket: OwnedFd) -> io::Result<Line> {
+        // Of another kind in truth, which does not matter: a read gets one message, a write sends one.
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        UnixStream::from_std(socket).map(Line)
+    }
+
+    /// The next message; empty when the other process is gone.
+    async fn hear(&self) -> Vec<u8> {
+        let mut word = [0; MAX_MESSAGE];
+        loop {
+            let heard = match self.0.readable().await {
+                Ok(()) => self.0.try_read(&mut word),
+                Err(e) => Err(e),
+            };
+            match heard {
+                Ok(length) => return word[..length].to_vec(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // Reset, with a message of this one that was not read.
+                Err(_) => return Vec::new(),
+            }
+        }
+    }
+
+    /// To who may be gone, or listen to nothing: it is heard of soon enough.
+    fn tell(&self, word: &[u8]) {
+        let _ = self.0.try_write(word);
     }
 }
 
@@ -228,13 +327,58 @@ pub struct Heir {
     receiver: OwnedFd,
     pub process: u32,
     pub version: String,
+    /// Where this process has started it.
+    pub child: Option<Child>,
 }
 
 impl Heir {
     /// Leaves everything to the new process: this one is to drain.
     pub fn keep(self) {
         // If it has ended in this moment, the sockets end with this process.
-        let _ = socket::send(self.receiver.as_raw_fd(), KEEP, MsgFlags::MSG_NOSIGNAL);
+        self.tell(KEEP);
+    }
+
+    /// Has the new process leave everything to this one, and drain.
+    pub fn withdraw(&self) {
+        self.tell(WITHDRAW);
+    }
+
+    /// Has the new process open its log files anew.
+    pub fn reopen(&self) {
+        self.tell(REOPEN);
+    }
+
+    fn tell(&self, word: &[u8]) {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let _ = socket::send(self.receiver.as_raw_fd(), word, flags);
+    }
+
+    /// Puts the new process on probation; what comes back tells how it does.
+    ///
+    /// # Errors
+    /// When this process is out of file descriptors, or the runtime cannot watch the socket.
+    pub fn examine(&self) -> io::Result<Reports> {
+        let line = Line::new(self.receiver.try_clone()?)?;
+        line.tell(PROBATION);
+        Ok(Reports(line))
+    }
+}
+
+/// What a new process on probation tells.
+#[derive(Debug)]
+pub struct Reports(Line);
+
+impl Reports {
+    /// The next one. `None`: the new process has let go, by ending most likely.
+    pub async fn next(&self) -> Option<Summary> {
+        loop {
+            let word = self.0.hear().await;
+            match parse_figures(&word) {
+                None if word.is_empty() => return None,
+                None => {}
+                figures => return figures,
+            }
+        }
     }
 }
 
@@ -285,6 +429,7 @@ pub fn pass(
             receiver,
             process,
             version,
+            child: None,
         }),
         Err(e) => Err(e),
         // It has nothing more to say, so this is its end.
@@ -500,6 +645,62 @@ mod tests {
         );
         for nonsense in [&b""[..], b"ready", b"ready x 1", b"keep 1 1", b"\xff"] {
             assert_eq!(parse_ready(nonsense), None);
+        }
+    }
+    #[test]
+    fn figures_are_told_and_read() {
+        let figures = Summary {
+            requests: 1200,
+            failed: 3,
+            p99: Duration::from_micros(1250),
+        };
+        assert_eq!(tell_figures(&figures), "figures 1200 3 1250");
+        assert_eq!(parse_figures(b"figures 1200 3 1250"), Some(figures));
+        for nonsense in [
+            &b""[..],
+            b"figures",
+            b"figures 1 2",
+            b"figures a b c",
+            b"\xff",
+        ] {
+            assert_eq!(parse_figures(nonsense), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn new_process_on_probation_reports_until_its_fate_is_decided() {
+        for (ends, decided) in [(false, Fate::Withdrawn), (true, Fate::Kept)] {
+            let (ours, theirs) = pair().unwrap();
+            let successor = Successor { sender: theirs };
+            let heir = Heir {
+                receiver: ours,
+                process: 1,
+                version: String::new(),
+                child: None,
+            };
+            let figures = std::sync::Arc::new(Figures::default());
+            let (counted, reopened) = (
+                figures.clone(),
+                std::sync::Arc::new(tokio::sync::Notify::new()),
+            );
+            let notify = reopened.clone();
+            let fate =
+                tokio::spawn(
+                    async move { successor.fate(&counted, move || notify.notify_one()).await },
+                );
+            figures.count(500, Duration::ZERO);
+            let reports = heir.examine().unwrap();
+            let first = reports.next().await.unwrap();
+            assert!(first.requests <= 1);
+            heir.reopen();
+            reopened.notified().await;
+            figures.count(500, Duration::from_micros(3));
+            while reports.next().await.unwrap().failed == 0 {}
+            match ends {
+                true => drop((heir, reports)),
+                false => heir.withdraw(),
+            }
+            assert_eq!(fate.await.unwrap().unwrap(), decided);
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::value::Cidr;
 pub mod changes;
 pub mod compile;
 pub mod cuts;
+pub mod figures;
 pub mod reload;
 pub mod status;
 pub mod tasks;
@@ -28,6 +29,7 @@ pub mod watch;
 
 pub use compile::compile;
 pub use cuts::Cuts;
+pub use figures::Figures;
 
 /// What a configuration compiles to.
 pub struct Plan {
@@ -169,8 +171,21 @@ pub struct Live {
     /// Client connections that are open now, of the edge and of the companion.
     open: [Arc<AtomicUsize>; 2],
     draining: AtomicBool,
+    /// What requests come to.
+    pub figures: Figures,
+    /// The new process that is to take over if it does well.
+    probation: Mutex<Option<Candidate>>,
     /// Former snapshots that requests are still served by, oldest first.
     older: Mutex<Vec<Older>>,
+}
+
+/// A new process on probation.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub process: u32,
+    pub version: String,
+    /// When it takes over, if nothing comes in between.
+    pub until: SystemTime,
 }
 
 /// A snapshot that is not live any more.
@@ -201,6 +216,8 @@ impl Live {
             snapshot: ArcSwap::new(snapshot),
             open: Default::default(),
             draining: AtomicBool::new(false),
+            figures: Figures::default(),
+            probation: Mutex::default(),
             older: Mutex::default(),
         }
     }
@@ -240,6 +257,11 @@ impl Live {
         self.draining.load(Ordering::Acquire)
     }
 
+    /// Whoever asks is told which process is on probation, if one is.
+    pub fn set_candidate(&self, candidate: Option<Candidate>) {
+        *self.probation.lock() = candidate;
+    }
+
     /// When the process began.
     pub fn started(&self) -> SystemTime {
         self.started
@@ -271,6 +293,16 @@ impl Live {
             }
         });
         status.collect()
+    }
+
+    /// WebSockets and the like that are open now.
+    pub fn tunnels(&self) -> usize {
+        let older = self.older.lock();
+        let older = older.iter().filter_map(|older| older.snapshot.upgrade());
+        let snapshots = older.chain([self.load()]);
+        snapshots
+            .map(|snapshot| snapshot.tunnels.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// Requests that are served now, under whichever snapshot.

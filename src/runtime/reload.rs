@@ -174,7 +174,7 @@ impl Reloader {
         &self.source
     }
 
-    pub fn live(&self) -> &Live {
+    pub fn live(&self) -> &Arc<Live> {
         &self.live
     }
 

@@ -17,6 +17,9 @@ pub struct Status {
     /// Seconds since then.
     pub uptime: u64,
     pub state: State,
+    /// The new process that is to take over if it does well; it serves meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probation: Option<Probation>,
     /// Counts the configurations that this process has loaded.
     pub generation: u64,
     /// When the configuration was loaded, in seconds since 1970.
@@ -44,6 +47,15 @@ pub enum State {
     Serving,
     /// On its way to the end.
     Draining,
+}
+
+/// A new process on probation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probation {
+    pub process: u32,
+    pub version: String,
+    /// Seconds until it takes over, if nothing comes in between.
+    pub left: u64,
 }
 
 /// A former configuration, and what began under it and goes on.
@@ -74,6 +86,14 @@ impl Status {
                 true => State::Draining,
                 false => State::Serving,
             },
+            probation: live.probation.lock().as_ref().map(|candidate| {
+                let left = candidate.until.duration_since(now);
+                Probation {
+                    process: candidate.process,
+                    version: candidate.version.clone(),
+                    left: left.unwrap_or_default().as_secs_f64().ceil() as u64,
+                }
+            }),
             generation: snapshot.generation,
             since: seconds(snapshot.since),
             connections: live.connections(),

@@ -5,6 +5,7 @@
 //! found `5` ``.
 
 pub mod cidr;
+pub mod factor;
 pub mod keys;
 pub mod one_or_many;
 pub mod or_off;
@@ -17,6 +18,7 @@ pub mod suggest;
 pub mod template;
 
 pub use cidr::Cidr;
+pub use factor::Factor;
 pub use one_or_many::OneOrMany;
 pub use or_off::OrOff;
 pub use ratio::Ratio;
