@@ -39,7 +39,7 @@ const DEFAULT_FILES: [&str; 2] = ["conf/weir.yaml", "/etc/weir/weir.yaml"];
         Signals: HUP reloads the configuration, USR1 reopens log files, TERM ends when all requests \
         are done, QUIT hands the sockets to a waiting `weir -u` first, INT ends at once.",
     after_help = "Exit status: 0 success, 1 bad configuration, 2 bad usage, 3 could not start, or \
-        not reach a running process, or no new one came up."
+        not reach a running process, or no new one came up or passed its probation."
 )]
 struct Cli {
     #[command(flatten)]

@@ -109,7 +109,7 @@ pub struct Upgraded {
     pub connections: usize,
     /// The probation that the new process has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probation: Option<Passed>,
+    pub probation: Option<Box<Passed>>,
 }
 
 /// A new process has done well, and the old one has finished.

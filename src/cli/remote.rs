@@ -171,7 +171,7 @@ fn receipt(upgraded: &Upgraded) -> String {
         old.version,
         all(sockets, "socket"),
     );
-    let Some(Passed { trial, receipt }) = probation else {
+    let Some(Passed { trial, receipt }) = probation.as_deref() else {
         let left = all(connections, "connection");
         return format!("{taken_over}, {left} left to finish\n");
     };

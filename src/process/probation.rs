@@ -67,22 +67,22 @@ impl Probation {
         loop {
             let silent = self.heard + SILENCE;
             tokio::select! {
-                biased;
                 report = self.reports.next() => match report {
-                    Some(report) => {
-                        self.now = report;
-                        self.heard = Instant::now();
-                        if let Some(reason) = worse(&self.terms, &self.before, &report) {
-                            return Verdict::Failed(reason);
-                        }
-                    }
+                    Some(report) => self.now = report,
                     None => return Verdict::Gone,
                 },
-                () = sleep_until(self.end) => return Verdict::Passed,
                 () = sleep_until(silent) => {
                     let reason = format!("it gave no sign of life for {SILENCE:?}");
                     return Verdict::Failed(reason);
                 }
+            }
+            self.heard = Instant::now();
+            if let Some(reason) = worse(&self.terms, &self.before, &self.now) {
+                return Verdict::Failed(reason);
+            }
+            // By a report, so that one which tells nothing any more does not pass.
+            if self.heard >= self.end {
+                return Verdict::Passed;
             }
         }
     }

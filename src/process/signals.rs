@@ -42,12 +42,10 @@ use crate::runtime::{Candidate, Drain};
 const DRAIN_TICK: Duration = Duration::from_millis(20);
 /// How often files are looked at that are watched.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-
 /// How often the figures are noted by which a new process is judged.
 const MARK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long connections may come in that were on their way when accepting ended.
 const LAST_ARRIVALS: Duration = Duration::from_secs(1);
-
 /// How long a process that has let go may take to end, to have its exit status told.
 const OBITUARY: Duration = Duration::from_secs(1);
 
@@ -144,7 +142,7 @@ enum News {
 enum Next {
     GoOn,
     Watch(Box<OnProbation>),
-    Leave(Departure),
+    Leave(Box<Departure>),
 }
 
 /// How this process comes to its end.
@@ -279,7 +277,7 @@ impl Signals {
                     match next {
                         Next::GoOn => {}
                         Next::Watch(candidate) => beside = Some(Beside::OnProbation(candidate)),
-                        Next::Leave(departure) => break departure,
+                        Next::Leave(departure) => break *departure,
                     }
                 }
                 () = withdrawn.notified() => {
@@ -590,7 +588,7 @@ impl Signals {
             Ok(Some(heir)) => heir,
             Ok(None) => {
                 log::info!("QUIT: no new process waits for the sockets; draining");
-                return Next::Leave(Departure::default());
+                return Next::Leave(Box::default());
             }
             Err(failed) => {
                 self.go_on(asked, failed);
@@ -619,10 +617,10 @@ impl Signals {
                 );
             }
         }
-        Next::Leave(Departure {
+        Next::Leave(Box::new(Departure {
             has_heir: true,
             report: None,
-        })
+        }))
     }
 
     fn upgraded(&self, heir: &Heir, sockets: usize) -> Upgraded {
@@ -719,7 +717,7 @@ impl Signals {
         let heir = &candidate.upgraded.new;
         let heir = format!("process {} (weir {})", heir.process, heir.version);
         let error = match verdict {
-            Verdict::Passed => return Next::Leave(self.leave_to(candidate)),
+            Verdict::Passed => return Next::Leave(Box::new(self.leave_to(candidate))),
             Verdict::Failed(reason) => {
                 drop(self.take_back(candidate.probation.heir));
                 format!("{heir} has failed its probation: {reason}; this one goes on")
@@ -812,7 +810,7 @@ impl Signals {
             closed,
             cut,
         };
-        upgraded.probation = Some(Passed { trial, receipt });
+        upgraded.probation = Some(Box::new(Passed { trial, receipt }));
         let _ = done.send(Ok(upgraded));
     }
 

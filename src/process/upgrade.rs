@@ -44,7 +44,7 @@ use nix::sys::socket::{
     self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag,
     SockType, UnixAddr, sockopt,
 };
-use tokio::net::UnixStream;
+use tokio::net::UnixDatagram;
 use tokio::time::interval;
 
 use super::daemon;
@@ -288,37 +288,33 @@ fn parse_figures(word: &[u8]) -> Option<Summary> {
 
 /// The connection between both processes, as the runtime watches it.
 #[derive(Debug)]
-struct Line(UnixStream);
+struct Line(UnixDatagram);
 
 impl Line {
     fn new(socket: OwnedFd) -> io::Result<Line> {
-        // Of another kind in truth, which does not matter: a read gets one message, a write sends one.
-        let socket = std::os::unix::net::UnixStream::from(socket);
+        // Of another kind in truth, which does not matter: of both, each read is a message.
+        let socket = std::os::unix::net::UnixDatagram::from(socket);
         socket.set_nonblocking(true)?;
-        UnixStream::from_std(socket).map(Line)
+        UnixDatagram::from_std(socket).map(Line)
     }
 
     /// The next message; empty when the other process is gone.
     async fn hear(&self) -> Vec<u8> {
         let mut word = [0; MAX_MESSAGE];
-        loop {
-            let heard = match self.0.readable().await {
-                Ok(()) => self.0.try_read(&mut word),
-                Err(e) => Err(e),
-            };
-            match heard {
-                Ok(length) => return word[..length].to_vec(),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // Reset, with a message of this one that was not read.
-                Err(_) => return Vec::new(),
-            }
-        }
+        // It fails where the other one has gone with a message of this one unread.
+        let length = self.0.recv(&mut word).await.unwrap_or_default();
+        word[..length].to_vec()
     }
 
-    /// To who may be gone, or listen to nothing: it is heard of soon enough.
     fn tell(&self, word: &[u8]) {
-        let _ = self.0.try_write(word);
+        tell(&self.0, word);
     }
+}
+
+/// Says something to who may be gone, or listen to nothing: that is heard of soon enough.
+fn tell(socket: &impl AsRawFd, word: &[u8]) {
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let _ = socket::send(socket.as_raw_fd(), word, flags);
 }
 
 /// A new process that serves beside this one.
@@ -335,22 +331,17 @@ impl Heir {
     /// Leaves everything to the new process: this one is to drain.
     pub fn keep(self) {
         // If it has ended in this moment, the sockets end with this process.
-        self.tell(KEEP);
+        tell(&self.receiver, KEEP);
     }
 
     /// Has the new process leave everything to this one, and drain.
     pub fn withdraw(&self) {
-        self.tell(WITHDRAW);
+        tell(&self.receiver, WITHDRAW);
     }
 
     /// Has the new process open its log files anew.
     pub fn reopen(&self) {
-        self.tell(REOPEN);
-    }
-
-    fn tell(&self, word: &[u8]) {
-        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        let _ = socket::send(self.receiver.as_raw_fd(), word, flags);
+        tell(&self.receiver, REOPEN);
     }
 
     /// Puts the new process on probation; what comes back tells how it does.
