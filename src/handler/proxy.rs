@@ -635,13 +635,14 @@ pub fn brief(e: &Error) -> String {
 pub fn failure_of(e: &Error) -> Failure {
     use ErrorType::{
         ConnectTimedout, H1Error, H2Error, InvalidHTTPHeader, ReadTimedout, TLSHandshakeTimedout,
-        WriteTimedout,
+        WriteError, WriteTimedout,
     };
     match (e.esource(), e.etype()) {
         (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Failure::ClientTimeout,
         (ErrorSource::Downstream, InvalidHTTPHeader) => Failure::BadRequest,
         (ErrorSource::Downstream, _) if is_bad_body(e) => Failure::BadRequest,
-        (ErrorSource::Downstream, _) => Failure::ClientClosed,
+        // Pingora does not say whom it could not write to where that is a client on HTTP/2.
+        (ErrorSource::Downstream, _) | (ErrorSource::Unset, WriteError) => Failure::ClientClosed,
         (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout) => {
             Failure::UpstreamConnectTimeout
         }
