@@ -265,3 +265,39 @@ fn headers_beyond_the_limits_are_refused() {
     assert!(client.fetch(&huge).is_ok_and(|answer| answer.status == 431));
     assert_eq!(client.fetch(&get("/")).expect("an answer").status, 200);
 }
+
+#[test]
+fn answers_that_nobody_takes_are_not_piled_up() {
+    const CONNECTIONS: usize = 4;
+    const STREAMS: u32 = 100;
+    let app = Origin::start(Behaviour::Big(1 << 20));
+    let weir = Weir::with("app", &app).start(&DOCUMENT.replace("idle: 700ms", "idle: 20s"));
+    let before = weir.peak_memory();
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        // windows of 2 GiB: nothing but weir itself holds the answers back
+        let mut client = Raw::open(weir.address("http"), &[(4, 0x7fff_ffff)]).expect("connect");
+        let window = 0x7fff_0000_u32.to_be_bytes();
+        client
+            .send(&frame(WINDOW_UPDATE, 0, 0, &window))
+            .expect("send");
+        for n in 0..STREAMS {
+            client.send(&frames::get(2 * n + 1, "/")).expect("send");
+        }
+        clients.push(client);
+    }
+    eventually(PATIENCE, || app.hits() == CONNECTIONS * STREAMS as usize);
+    // A good client gets its answer in full meanwhile.
+    let good = Http2::tcp(weir.address("http"))
+        .expect("connect")
+        .fetch(&get("/"));
+    assert_eq!(good.expect("an answer").length, 1 << 20);
+    let grown = weir.peak_memory() - before;
+    let answers = CONNECTIONS as u64 * u64::from(STREAMS);
+    assert!(
+        grown < answers * (300 << 10),
+        "{grown} bytes for {answers} answers"
+    );
+    drop(clients);
+    weir.access_lines(CONNECTIONS * STREAMS as usize + 1);
+}

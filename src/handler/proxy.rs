@@ -149,6 +149,8 @@ impl Proxy {
             patient: attempts.may_look_again(cx),
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
+            // A hundred answers may wait at once for one client to take them.
+            small_pieces: session.is_http2(),
             deadline,
             ends: ends(cx),
         };

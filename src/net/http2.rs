@@ -38,7 +38,7 @@ use crate::http::frames::{Allowance, Frame, Frames, Kind, PREFACE};
 /// How long a client has, after a GOAWAY, to answer it or to end its last requests' silence.
 const LINGER: Duration = Duration::from_secs(2);
 /// How many bytes of an answer wait in the engine for a client that does not take them. Beyond that, the backend waits.
-const SEND_BUFFER: usize = 64 * 1024;
+const SEND_BUFFER: usize = 32 * 1024;
 /// The error code of a GOAWAY to clients that go too far (RFC 9113 section 7).
 const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
 /// How many unfinished requests are told apart; the engine takes fewer at a time.

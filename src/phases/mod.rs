@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -402,6 +403,10 @@ fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Result<(), Failu
         if request.headers.len() > limits.fields || cx.request_length > limits.head as u64 {
             return Err(Failure::HeaderTooLarge);
         }
+    }
+    let scheme = request.uri.scheme();
+    if scheme.is_some_and(|scheme| ![Scheme::HTTP, Scheme::HTTPS].contains(scheme)) {
+        return Err(Failure::BadRequest);
     }
     match request.method {
         // A tunnel, and an answer with the credentials of the request in it (RFC 9110 section 9.3.8).
