@@ -35,6 +35,7 @@ mod streaming; // bodies of any size, WebSocket
 // the protocols
 mod http1;
 mod http2;
+mod http2_limits; // floods, silence and large headers on HTTP/2
 mod proxy_protocol; // from proxies in front
 mod smuggling; // requests that could be read in two ways
 mod tls;

@@ -1,6 +1,7 @@
 //! Requests that two programs could read in two ways: refused, and nothing of them reaches a backend.
 
 use crate::harness::Weir;
+use crate::harness::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, fields, frame, get};
 use crate::harness::origin::Origin;
 
 /// What each is answered with, in a connection of its own.
@@ -225,4 +226,162 @@ fn what_is_only_unusual_is_one_request() {
             .iter()
             .all(|request| !request.headers().contains("x-sum"))
     );
+}
+
+const METHOD: (&str, &str) = (":method", "GET");
+const SCHEME: (&str, &str) = (":scheme", "http");
+const PATH: (&str, &str) = (":path", "/");
+const AUTHORITY: (&str, &str) = (":authority", "localhost");
+
+/// Headers of HTTP/2 requests without a body.
+const REFUSED_HTTP2: &[&[(&str, &str)]] = &[
+    // paths
+    &[METHOD, SCHEME, AUTHORITY],
+    &[METHOD, SCHEME, AUTHORITY, PATH, PATH],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "a")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "*")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "/a b")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "/a\tb")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "/a\0b")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "/a\x7fb")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "/ HTTP/1.1\r\nx: y")],
+    &[METHOD, SCHEME, AUTHORITY, (":path", "http://localhost/")],
+    &[
+        METHOD,
+        SCHEME,
+        AUTHORITY,
+        (":path", "//other@localhost:80/../.."),
+    ],
+    // methods and schemes
+    &[SCHEME, AUTHORITY, PATH],
+    &[METHOD, METHOD, SCHEME, AUTHORITY, PATH],
+    &[(":method", "G T"), SCHEME, AUTHORITY, PATH],
+    &[
+        (":method", "GET / HTTP/1.1\r\nx: y"),
+        SCHEME,
+        AUTHORITY,
+        PATH,
+    ],
+    &[METHOD, AUTHORITY, PATH],
+    &[METHOD, (":scheme", "gopher"), AUTHORITY, PATH],
+    &[METHOD, (":scheme", "http://x/"), AUTHORITY, PATH],
+    // hosts
+    &[METHOD, SCHEME, PATH],
+    &[METHOD, SCHEME, PATH, (":authority", "")],
+    &[METHOD, SCHEME, PATH, (":authority", "a b")],
+    &[METHOD, SCHEME, PATH, (":authority", "a/b")],
+    &[METHOD, SCHEME, PATH, (":authority", "user@localhost")],
+    &[METHOD, SCHEME, PATH, (":authority", "localhost\r\nx: y")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("host", "other")],
+    &[METHOD, SCHEME, PATH, ("host", "a"), ("host", "a")],
+    &[METHOD, SCHEME, PATH, ("host", "a b")],
+    // fields
+    &[METHOD, SCHEME, PATH, ("x", "y"), AUTHORITY],
+    &[METHOD, SCHEME, PATH, AUTHORITY, (":x", "y")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, (":status", "200")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("X", "y")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("", "y")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x y", "z")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x:", "z")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x\r\ny", "z")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x", "y\r\nz: a")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x", "y\nz")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x", "y\0z")],
+    // what belongs to connections of HTTP/1
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("connection", "close")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("keep-alive", "timeout=5")],
+    &[
+        METHOD,
+        SCHEME,
+        PATH,
+        AUTHORITY,
+        ("proxy-connection", "close"),
+    ],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("upgrade", "websocket")],
+    &[
+        METHOD,
+        SCHEME,
+        PATH,
+        AUTHORITY,
+        ("transfer-encoding", "chunked"),
+    ],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("te", "gzip")],
+    // lengths
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("content-length", "5")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("content-length", "x")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("content-length", "+0")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("content-length", "0, 1")],
+];
+
+/// Whether the request of stream 1 came to an answer of 200; another one follows it on the same connection.
+fn is_served(weir: &Weir, request: &[u8]) -> bool {
+    let mut client = Raw::open(weir.address("http"), &[]).expect("connect");
+    client.send(request).expect("send");
+    // The server may have ended the connection by now.
+    let _ = client.send(&get(3, "/next"));
+    let mut served = false;
+    while let Ok(frame) = client.read() {
+        // `:status: 200` in the static table (RFC 7541 appendix A)
+        let ok = frame.kind == HEADERS && frame.payload.contains(&0x88);
+        served |= ok && frame.stream == 1;
+        if frame.stream == 3 && frame.flags & END_STREAM != 0 {
+            break;
+        }
+    }
+    served
+}
+
+#[track_caller]
+fn only_next_came_through(app: &Origin) {
+    for request in app.requests() {
+        assert_eq!(request.target(), "/next", "{request:?}");
+        assert_eq!(request.header("x"), None);
+    }
+}
+
+#[test]
+fn http2_requests_that_are_none_are_refused() {
+    let app = Origin::echo();
+    let weir = start(&app);
+    for list in REFUSED_HTTP2 {
+        let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &fields(list));
+        assert!(!is_served(&weir, &request), "{list:?}");
+    }
+    only_next_came_through(&app);
+}
+
+#[test]
+fn http2_bodies_that_have_another_length_are_refused() {
+    let app = Origin::echo();
+    let weir = start(&app);
+    for (length, body) in [("5", "abc"), ("2", "abc"), ("3, 3", "ab")] {
+        let list = [METHOD, SCHEME, PATH, AUTHORITY, ("content-length", length)];
+        let mut request = frame(HEADERS, END_HEADERS, 1, &fields(&list));
+        request.extend(frame(DATA, END_STREAM, 1, body.as_bytes()));
+        assert!(!is_served(&weir, &request), "{length}");
+    }
+    only_next_came_through(&app);
+}
+
+#[test]
+fn fragment_of_an_http2_path_is_not_passed_on() {
+    let app = Origin::echo();
+    let weir = start(&app);
+    assert!(is_served(&weir, &get(1, "/a#b")));
+    assert_eq!(app.requests()[0].target(), "/a");
+}
+
+#[test]
+fn trace_is_refused() {
+    let app = Origin::echo();
+    let weir = start(&app);
+    let trace = "TRACE / HTTP/1.1\r\nHost: a\r\nCookie: secret\r\n\r\n";
+    let mut connection = weir.connect();
+    connection.send(trace.as_bytes()).expect("send");
+    assert_eq!(connection.read().expect("an answer").status, 405);
+    let list = [(":method", "TRACE"), SCHEME, PATH, AUTHORITY];
+    let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &fields(&list));
+    assert!(!is_served(&weir, &request));
+    only_next_came_through(&app);
 }

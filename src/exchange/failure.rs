@@ -13,7 +13,7 @@ pub enum Failure {
     NotImplemented,
     /// The request is of a version of HTTP that weir does not speak.
     VersionNotSupported,
-    /// `CONNECT`, which asks for a tunnel: weir is a server, not a client's way out.
+    /// `CONNECT`, which asks for a tunnel (weir is a server, not a client's way out), or `TRACE`.
     MethodNotAllowed,
     /// No site has this host (RFC 9110 section 15.5.20 on TLS).
     NoSite {

@@ -149,6 +149,8 @@ impl Proxy {
             patient: attempts.may_look_again(cx),
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
+            // A hundred answers may wait at once for one client to take them.
+            small_pieces: session.is_http2(),
             deadline,
             ends: ends(cx),
         };
@@ -635,13 +637,14 @@ pub fn brief(e: &Error) -> String {
 pub fn failure_of(e: &Error) -> Failure {
     use ErrorType::{
         ConnectTimedout, H1Error, H2Error, InvalidHTTPHeader, ReadTimedout, TLSHandshakeTimedout,
-        WriteTimedout,
+        WriteError, WriteTimedout,
     };
     match (e.esource(), e.etype()) {
         (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Failure::ClientTimeout,
         (ErrorSource::Downstream, InvalidHTTPHeader) => Failure::BadRequest,
         (ErrorSource::Downstream, _) if is_bad_body(e) => Failure::BadRequest,
-        (ErrorSource::Downstream, _) => Failure::ClientClosed,
+        // Pingora does not say whom it could not write to where that is a client on HTTP/2.
+        (ErrorSource::Downstream, _) | (ErrorSource::Unset, WriteError) => Failure::ClientClosed,
         (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout) => {
             Failure::UpstreamConnectTimeout
         }

@@ -7,6 +7,7 @@ pub mod conditional;
 pub mod cookie;
 pub mod date;
 pub mod forwarded;
+pub mod frames;
 pub mod head;
 pub mod header;
 pub mod hop;

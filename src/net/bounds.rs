@@ -15,10 +15,11 @@ use crate::value::{Size, Span};
 pub struct Timeouts {
     /// For a TLS handshake. Default 10s.
     pub handshake: Span,
-    /// For the whole header of an HTTP/1 request, however it trickles in, and for the first request of a connection to
-    /// begin. Default 10s. nginx: `client_header_timeout`.
+    /// For the whole header of a request, however it trickles in, and for the first request of an HTTP/1 connection, or
+    /// the preface and the settings of an HTTP/2 connection, to come. Default 10s. nginx: `client_header_timeout`.
     pub header: Span,
-    /// Between two requests of an HTTP/1 connection. Default 75s. nginx: `keepalive_timeout`.
+    /// Between two requests of a connection; on HTTP/2 also how long a client may be silent in the middle of a request
+    /// body. Default 75s. nginx: `keepalive_timeout`.
     pub idle: Span,
 }
 
@@ -33,7 +34,7 @@ impl Default for Timeouts {
     }
 }
 
-/// What a request over HTTP/1 may be beyond the path of its URL.
+/// How large a request may be before its body. On HTTP/2, what its line and its fields would be on HTTP/1 counts.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -44,7 +45,7 @@ pub struct Limits {
     pub header: Size,
     /// Number of header fields, at most 256; more are answered with 431. Default 100.
     pub fields: u16,
-    /// Requests on one connection, the last of which is answered with `Connection: close`. Default 1000. nginx:
+    /// Requests on one HTTP/1 connection, the last of which is answered with `Connection: close`. Default 1000. nginx:
     /// `keepalive_requests`.
     pub requests: u32,
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::HeaderMap;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::tls::SslStream;
 use pingora::protocols::{ALPN, Shutdown, Ssl};
@@ -30,8 +30,9 @@ use super::encrypted::EncryptedStream;
 use super::gate::{Cause, Gate, Refuse, Transport};
 use super::proxy_protocol;
 use super::stream::{ClientStream, Connection, Slot, Socket};
-use super::{Listener, TlsFacts};
+use super::{Listener, TlsFacts, http2};
 use crate::http::forwarded;
+use crate::http::frames;
 use crate::http::head::{self, Fault, Head};
 
 /// How long a parked connection may still bring a request after draining began: clients that are just writing one
@@ -39,8 +40,8 @@ use crate::http::head::{self, Fault, Head};
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
 /// What one read may bring of a request's header; most fit.
 const HEAD_BUFFER: usize = 4096;
-/// The beginning of HTTP/2's connection preface (RFC 9113 section 3.4). No HTTP/1 method begins so.
-const PREFACE: &[u8] = b"PRI";
+/// The beginning of HTTP/2's preface. No HTTP/1 method begins so.
+const PREFACE: &[u8] = frames::PREFACE.split_at(3).0;
 
 /// What the connections of one service have in common.
 pub struct Shared<A> {
@@ -113,10 +114,16 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                     Err(_) => return,
                 };
                 connection.tls = Some(tls_facts(stream.get_ref()));
+                let http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
+                connection.limits = http2.then_some(bounds.head);
                 let connection = Arc::new(connection);
                 stream.get_ref().get_ref().identify(connection.clone());
-                if stream.selected_alpn_proto() == Some(ALPN::H2) {
-                    self.app.process_new(stream, &drain).await;
+                if http2 {
+                    let first = next_bytes(&mut *stream, bounds.header, &mut patience, &mut drain);
+                    if let Some(bytes) = first.await {
+                        self.http2(*stream, bytes, connection, bounds, patience, drain)
+                            .await;
+                    }
                 } else if listener.protocols.h1 {
                     match next_bytes(&mut *stream, bounds.header, &mut patience, &mut drain).await {
                         Some(bytes) => {
@@ -133,16 +140,38 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 let Some(bytes) = opened else {
                     return;
                 };
+                let http2 = client.selected_alpn_proto() == Some(ALPN::H2);
+                connection.limits = http2.then_some(bounds.head);
                 let connection = Arc::new(connection);
                 client.identify(connection.clone());
-                if client.selected_alpn_proto() == Some(ALPN::H2) {
-                    self.app.process_new(client, &drain).await;
+                if http2 {
+                    self.http2(*client, bytes, connection, bounds, patience, drain)
+                        .await;
                 } else if listener.protocols.h1 {
                     let gate = Gate::new(*client, connection, self.tunnels.clone());
                     self.http1(gate, bytes, bounds, &mut patience, &mut drain)
                         .await;
                 }
             }
+        }
+    }
+
+    /// `bytes` are the first of its preface.
+    async fn http2<S: Transport>(
+        &self,
+        mut stream: S,
+        bytes: BytesMut,
+        connection: Arc<Connection>,
+        bounds: &Bounds,
+        mut patience: Patience,
+        mut drain: ShutdownWatch,
+    ) {
+        let ahead = http2::read_preface(&mut stream, bytes, bounds.header, &mut patience).await;
+        if let Some(ahead) = ahead {
+            drop(patience);
+            let app = self.app.clone();
+            let serving = http2::serve(app, stream, ahead, connection, bounds, &mut drain);
+            Box::pin(serving).await;
         }
     }
 
@@ -249,7 +278,6 @@ async fn open_plain(
         }
         if head.starts_with(PREFACE) {
             client.set_prior_knowledge();
-            client.unread(std::mem::take(&mut head));
         }
     }
     Some(head)
@@ -257,7 +285,7 @@ async fn open_plain(
 
 /// The time limit of a connection's waits. A timer of its own for each wait would be made and thrown away with each
 /// request; this one is looked at when it fires, and then set to what is left.
-struct Patience(Pin<Box<Sleep>>);
+pub(super) struct Patience(Pin<Box<Sleep>>);
 
 impl Patience {
     fn new(first: Duration) -> Patience {
@@ -270,7 +298,11 @@ impl Patience {
     }
 
     /// The same until a point in time.
-    async fn until<T>(&mut self, deadline: Instant, wait: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn until<T>(
+        &mut self,
+        deadline: Instant,
+        wait: impl Future<Output = T>,
+    ) -> Option<T> {
         if self.0.is_elapsed() || self.0.deadline() > deadline {
             self.0.as_mut().reset(deadline);
         }
@@ -325,7 +357,7 @@ async fn read_when_ready<S: Transport>(stream: &mut S) -> io::Result<BytesMut> {
     .await
 }
 
-fn name_of(peer: Option<SocketAddr>) -> String {
+pub(super) fn name_of(peer: Option<SocketAddr>) -> String {
     peer.map_or_else(|| "on a unix socket".to_owned(), |peer| peer.to_string())
 }
 

@@ -10,6 +10,7 @@
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
 //!  bounds.rs       how long a client may take, and how much it may send, before anything is known of it
 //!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
+//!  http2.rs        a connection that speaks HTTP/2: what its client may do to the engine, and its end
 //!  tunnel.rs       a WebSocket, and its end when the process drains
 //!  proxy_protocol.rs  who the client is, as a proxy in front says
 //!  stream.rs       the bytes: what Pingora reads from and writes to
@@ -31,6 +32,7 @@ pub mod bounds;
 pub mod connection;
 mod encrypted;
 pub mod gate;
+mod http2;
 pub mod proxy_protocol;
 pub mod stream;
 mod tunnel;

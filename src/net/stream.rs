@@ -32,6 +32,8 @@ use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::http::head::Limits;
+
 /// Writes below this size wait for what follows; larger ones leave together with what waits, uncopied.
 const SMALL_WRITE: usize = 4096;
 
@@ -66,6 +68,8 @@ pub struct Connection {
     pub tls: Option<TlsFacts>,
     /// The `X-Forwarded-For` of requests from here when nobody stands in between.
     pub forwarded_for: Option<HeaderValue>,
+    /// How large the head of a request may be, where nobody has looked yet: on HTTP/2, which the engine reads.
+    pub limits: Option<Limits>,
     /// The [`Stage`] of the present request.
     pub(crate) stage: AtomicU8,
     /// See [`Connection::lend`].

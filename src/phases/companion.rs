@@ -5,11 +5,11 @@ use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use http::Method;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
-use super::{H2_IDLE_TIMEOUT, WRITE_TIMEOUT, send};
+use super::{WRITE_TIMEOUT, send};
 use crate::exchange::vars::View;
 use crate::exchange::{Cx, Failure, Reply};
 use crate::http::{host, path};
@@ -19,18 +19,14 @@ use crate::runtime::{Live, Snapshot};
 /// The `static:` entries, as Pingora sees them.
 pub struct Companion {
     live: Arc<Live>,
-    options: HttpServerOptions,
     /// Stands for the connection where a request tells none.
     nowhere: Arc<Connection>,
 }
 
 impl Companion {
     pub fn new(live: Arc<Live>) -> Companion {
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
         Companion {
             live,
-            options,
             nowhere: Arc::default(),
         }
     }
@@ -107,17 +103,13 @@ impl HttpServerApp for Companion {
         let idle = session.finish().await.ok()??;
         Some(ReusedHttpStream::from_reusable_stream(idle, settings))
     }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
-    }
 }
 
 async fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
     let request = session.req_header();
-    if request.method == Method::CONNECT {
-        cx.failure = Some(Failure::MethodNotAllowed);
-        return send::failure(Failure::MethodNotAllowed);
+    if let Err(failure) = super::acceptable(request, cx) {
+        cx.failure = Some(failure);
+        return send::failure(failure);
     }
     let understood =
         host::normalise_into(super::authority(request).unwrap_or_default(), &mut cx.host).is_ok()

@@ -10,12 +10,11 @@ use std::time::Instant;
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::H2Options;
 use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, ProxyHttp, http_proxy};
 
-use super::{Chosen, Exchange, H2_IDLE_TIMEOUT, Weir, answer, log, report, send};
+use super::{Chosen, Exchange, Weir, answer, log, report, send};
 use crate::handler::proxy::failure_of;
 use crate::net::Connection;
 use crate::runtime::Live;
@@ -35,7 +34,6 @@ impl Edge {
         };
         let mut proxy = http_proxy(conf, weir.clone());
         let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(H2_IDLE_TIMEOUT);
         // No route has it; but Pingora's own refusal would be no answer of weir's, and in no log.
         options.allow_connect_method_proxying = true;
         proxy.server_options = Some(options);
@@ -101,13 +99,5 @@ impl HttpServerApp for Edge {
 
     async fn http_cleanup(&self) {
         self.proxy.http_cleanup().await;
-    }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        self.proxy.server_options()
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        self.proxy.h2_options()
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -38,8 +39,6 @@ pub use refuse::Refusals;
 
 /// How long a client may take nothing of an answer (nginx: `send_timeout`).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an idle HTTP/2 connection is kept (nginx: `keepalive_timeout`).
-const H2_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// The longest header of a backend's answer (nginx: `proxy_buffer_size`, 4 KiB or 8 KiB).
 const MAX_RESPONSE_HEADER: u64 = 64 * 1024;
@@ -368,9 +367,7 @@ impl ProxyHttp for Weir {
 fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), Failure> {
     let cx = &mut x.cx;
     cx.client = client(request, cx, &x.snapshot);
-    if request.method == Method::CONNECT {
-        return Err(Failure::MethodNotAllowed);
-    }
+    acceptable(request, cx)?;
     let authority = authority(request);
     if authority.is_none() && request.version == Version::HTTP_11 {
         return Err(Failure::BadRequest); // RFC 9112 section 3.2
@@ -396,6 +393,27 @@ fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), F
             x.chosen = Chosen::Nothing(site.chain.clone());
             Err(Failure::NoRoute)
         }
+    }
+}
+
+/// What no site is asked about.
+fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Result<(), Failure> {
+    if let Some(limits) = cx.connection.limits {
+        if line_length(request) > limits.line {
+            return Err(Failure::UriTooLong);
+        }
+        if request.headers.len() > limits.fields || cx.request_length > limits.head as u64 {
+            return Err(Failure::HeaderTooLarge);
+        }
+    }
+    let scheme = request.uri.scheme();
+    if scheme.is_some_and(|scheme| ![Scheme::HTTP, Scheme::HTTPS].contains(scheme)) {
+        return Err(Failure::BadRequest);
+    }
+    match request.method {
+        // A tunnel, and an answer with the credentials of the request in it (RFC 9110 section 9.3.8).
+        Method::CONNECT | Method::TRACE => Err(Failure::MethodNotAllowed),
+        _ => Ok(()),
     }
 }
 
@@ -657,8 +675,12 @@ fn request_length(session: &ServerSession) -> u64 {
         return http1.get_headers_raw_bytes().len() as u64;
     }
     let request = session.req_header();
-    let line = request.method.as_str().len() + request.raw_path().len() + " HTTP/1.1\r\n\r\n".len();
-    line as u64 + fields_length(&request.headers)
+    (line_length(request) + "\r\n\r\n".len()) as u64 + fields_length(&request.headers)
+}
+
+/// Bytes of the request line, as it is on HTTP/1.
+fn line_length(request: &RequestHeader) -> usize {
+    request.method.as_str().len() + request.raw_path().len() + "  HTTP/1.1".len()
 }
 
 fn header_length(response: &ResponseHeader) -> u64 {

@@ -180,7 +180,8 @@ pub(super) fn failure(failure: Failure) -> Reply {
     let status = StatusCode::from_u16(failure.status());
     let mut reply = Reply::empty(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
     if failure == Failure::MethodNotAllowed {
-        // A 405 names the methods that the target has (RFC 9110 section 15.5.6); the end of a tunnel has none here.
+        // A 405 names the methods that the target has (RFC 9110 section 15.5.6). The end of a tunnel has none here, and
+        // those of a site are not known where no site was asked.
         let none = HeaderValue::from_static("");
         let _ = reply.head.insert_header(header::ALLOW, none);
     }

@@ -152,12 +152,26 @@ impl Connection {
         Connection::tls_over(stream, server_name, None)
     }
 
+    /// As [`Connection::tls`], but HTTP/2 is what it offers; nothing of that is sent.
+    pub fn tls_for_http2(address: SocketAddr, server_name: &str) -> io::Result<Connection> {
+        Connection::tls_offering(b"\x02h2", connect(address)?, server_name, None)
+    }
+
     fn tls_over(
         stream: TcpStream,
         server_name: &str,
         newest: Option<SslVersion>,
     ) -> io::Result<Connection> {
-        let mut connector = connector(b"\x08http/1.1");
+        Connection::tls_offering(b"\x08http/1.1", stream, server_name, newest)
+    }
+
+    fn tls_offering(
+        protocols: &[u8],
+        stream: TcpStream,
+        server_name: &str,
+        newest: Option<SslVersion>,
+    ) -> io::Result<Connection> {
+        let mut connector = connector(protocols);
         connector.set_max_proto_version(newest)?;
         connector.set_min_proto_version(Some(SslVersion::TLS1))?;
         let configuration = connector.build().configure()?;
@@ -558,7 +572,7 @@ fn within_silence<T>(work: impl Future<Output = T>) -> io::Result<T> {
         .map_err(|_| io::ErrorKind::TimedOut.into())
 }
 
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, SILENCE)?;
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;

@@ -21,6 +21,7 @@ pub mod certs;
 pub mod client;
 pub mod daemon;
 pub mod dns;
+pub mod frames;
 pub mod grpc;
 pub mod load;
 pub mod message;

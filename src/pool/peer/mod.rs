@@ -174,6 +174,8 @@ pub struct Needs {
     pub upgrade: bool,
     /// The client wants a stream of events.
     pub events: bool,
+    /// What comes back is read in small pieces.
+    pub small_pieces: bool,
     /// When the request has taken too long in all.
     pub deadline: Option<Instant>,
     /// The client's connection, for a backend that is told of it.

@@ -16,6 +16,10 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::line::{Line, Phase};
 
+/// How much is read at once for a client that may leave many answers waiting (nginx: `http2_chunk_size`). Pingora reads
+/// about ten pieces ahead of a client that takes none, of up to 64 KiB each.
+const PIECE: usize = 8 * 1024;
+
 /// A connection, whoever uses it.
 pub(super) struct Link {
     io: Io,
@@ -239,7 +243,11 @@ impl AsyncRead for Wire {
             this.line.expire();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        match link.io.poll_read(cx, buf) {
+        let read = match this.line.needs.small_pieces && !link.http2 {
+            true => poll_read_piece(&mut link.io, cx, buf),
+            false => link.io.poll_read(cx, buf),
+        };
+        match read {
             Poll::Ready(read) => {
                 // A header is waited for as a whole.
                 if this.wait.phase != Phase::Header {
@@ -250,6 +258,20 @@ impl AsyncRead for Wire {
             Poll::Pending => this.poll_wait(cx),
         }
     }
+}
+
+/// Reads at most a [`PIECE`].
+fn poll_read_piece(
+    io: &mut Io,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let most = buf.remaining().min(PIECE);
+    let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
+    ready!(io.poll_read(cx, &mut piece))?;
+    let count = piece.filled().len();
+    buf.advance(count);
+    Poll::Ready(Ok(()))
 }
 
 /// Whether this is how Pingora looks at a connection once the answer has been read to its end and before it is kept: it
