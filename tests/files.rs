@@ -1,5 +1,7 @@
 //! Static files: through a route's `files:` and through a companion `static:` service, which share one core.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 
 use crate::harness::client::{Connection, Http2, Request, Response, get, post};
@@ -100,6 +102,22 @@ fn file_is_served_with_length_type_and_validators() {
         httpdate::parse_http_date(date).expect("an HTTP date");
         assert_eq!(answer.headers.all("server"), ["weir"]);
     }
+}
+
+#[test]
+fn names_of_headers_are_spelled_as_usual() {
+    let site = Site::start();
+    let mut client = TcpStream::connect(site.weir.address("static")).expect("connect");
+    client
+        .write_all(b"HEAD /data.txt HTTP/1.0\r\nRange: bytes=0-1\r\n\r\n")
+        .expect("send");
+    let mut head = String::new();
+    client.read_to_string(&mut head).expect("an answer");
+    let is_spelled = |line: &str| line.starts_with(|first: char| first.is_ascii_uppercase());
+    assert!(
+        head.lines().filter(|line| !line.is_empty()).all(is_spelled),
+        "{head}"
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! nginx: `return 308 https://...`. The target is percent-encoded where it is not a URI, so that a decoded `$uri` can
 //! neither end the header nor break the link.
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -95,7 +95,7 @@ impl Redirect {
         let mut reply = Reply::empty(self.status);
         reply
             .head
-            .insert_header(header::LOCATION, to)
+            .insert_header("Location", to)
             .map_err(|_| Failure::Internal)?;
         Ok(reply)
     }

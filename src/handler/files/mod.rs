@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use http::header::{ALLOW, LOCATION};
+use http::header::{ALLOW, CONTENT_RANGE, ETAG, LAST_MODIFIED, LOCATION, VARY};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use nix::errno::Errno;
 
@@ -536,6 +536,22 @@ fn methods(status: StatusCode) -> Reply {
 }
 
 fn set(reply: &mut Reply, name: HeaderName, value: HeaderValue) {
-    // typed name, typed value: there is nothing left to refuse
-    let _ = reply.head.insert_header(name, value);
+    // a known name, a typed value: there is nothing left to refuse
+    let _ = match spelling(&name) {
+        Some(spelling) => reply.head.insert_header(spelling, value),
+        None => reply.head.insert_header(name, value),
+    };
+}
+
+/// How HTTP/1 writes a name that Pingora would write in lower case.
+fn spelling(name: &HeaderName) -> Option<&'static str> {
+    Some(match *name {
+        ALLOW => "Allow",
+        CONTENT_RANGE => "Content-Range",
+        ETAG => "ETag",
+        LAST_MODIFIED => "Last-Modified",
+        LOCATION => "Location",
+        VARY => "Vary",
+        _ => return None,
+    })
 }
