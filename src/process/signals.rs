@@ -101,7 +101,7 @@ pub struct Debut {
 
 /// A new process beside this one.
 enum Beside {
-    Coming(Coming),
+    Coming(Box<Coming>),
     OnProbation(Box<OnProbation>),
 }
 
@@ -253,7 +253,8 @@ impl Signals {
                         match found {
                             Ok((swap, sockets)) => {
                                 let asked = Asked::Quit;
-                                beside = Some(Beside::Coming(Coming { swap, asked, sockets }));
+                                let coming = Coming { swap, asked, sockets };
+                                beside = Some(Beside::Coming(Box::new(coming)));
                             }
                             Err(e) => log::error!("QUIT: the sockets were not handed over: {e}; going on"),
                         }
@@ -267,7 +268,7 @@ impl Signals {
                 news = news(&mut beside) => {
                     let next = match (beside.take(), news) {
                         (Some(Beside::Coming(coming)), News::Outcome(outcome)) => {
-                            self.conclude(coming, outcome, &recent).await
+                            self.conclude(*coming, outcome, &recent).await
                         }
                         (Some(Beside::OnProbation(candidate)), News::Verdict(verdict)) => {
                             self.judge(*candidate, verdict).await
@@ -470,11 +471,12 @@ impl Signals {
             Ok(Reload::NeedsProcess(reloaded)) => match self.bring_up(&Upgrade::default()) {
                 Ok((swap, sockets)) => {
                     let asked = Asked::Reload(reloaded, done);
-                    return Some(Beside::Coming(Coming {
+                    let coming = Coming {
                         swap,
                         asked,
                         sockets,
-                    }));
+                    };
+                    return Some(Beside::Coming(Box::new(coming)));
                 }
                 Err(refusal) => {
                     log::error!("reload failed: {}", refusal.error);
@@ -514,11 +516,12 @@ impl Signals {
             (None, None) => match self.bring_up(&wanted) {
                 Ok((swap, sockets)) => {
                     let asked = Asked::Upgrade(done, wanted.probation);
-                    return Some(Beside::Coming(Coming {
+                    let coming = Coming {
                         swap,
                         asked,
                         sockets,
-                    }));
+                    };
+                    return Some(Beside::Coming(Box::new(coming)));
                 }
                 Err(refusal) => refusal,
             },
