@@ -14,7 +14,7 @@ use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, ProxyHttp, http_proxy};
 
-use super::{Chosen, Exchange, Weir, answer, log, report, send};
+use super::{Chosen, Exchange, Weir, answer, count, log, report, send};
 use crate::handler::proxy::failure_of;
 use crate::net::Connection;
 use crate::runtime::Live;
@@ -71,7 +71,9 @@ impl Edge {
             let failure = *x.cx.failure.get_or_insert_with(|| failure_of(e));
             report(session.req_header(), &x, failure, e);
         }
-        log(&session, &x.snapshot, &mut x.cx, Instant::now());
+        let now = Instant::now();
+        count(&session, &x.cx, now, &self.weir.live);
+        log(&session, &x.snapshot, &mut x.cx, now);
         x.end();
         match sent {
             // The last word was written; HTTP/2 has nothing to be used again.
