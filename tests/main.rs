@@ -33,12 +33,13 @@ mod sticky; // sessions that stay with their member
 mod streaming; // bodies of any size, WebSocket
 
 // the protocols
+mod client_auth; // certificates of clients
 mod http1;
 mod http2;
 mod http2_limits; // floods, silence and large headers on HTTP/2
 mod proxy_protocol; // from proxies in front
 mod smuggling; // requests that could be read in two ways
-mod tls;
+mod tls; // certificates, key exchange, sessions, server names
 mod upstream; // what is spoken with backends: TLS, HTTP/2, the PROXY protocol
 
 // the process

@@ -41,8 +41,7 @@ impl<'a> Build<'a> {
 
     /// A path written at `at`, relative to the file that holds it.
     pub fn path(&self, at: &At<'_>, written: &Path) -> PathBuf {
-        let file = self.sources.file(&at.to_path());
-        file.parent().unwrap_or(Path::new("")).join(written)
+        self.sources.path(at, written)
     }
 
     /// Whether the top-level map `section` was read with all that it holds. If not, nothing may be concluded from what it

@@ -351,7 +351,32 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
             open_files.hits * 100 / asked.max(1),
         );
     }
+    if !status.certificates.is_empty() {
+        let heading = ["CERTIFICATE OF", "NAMES", "ENDS", "DAYS LEFT"].map(str::to_owned);
+        let certificates = status.certificates.iter().map(|one| {
+            let ends = u64::try_from(one.expires).ok();
+            [
+                one.owner.clone(),
+                names(&one.names),
+                moment(ends, now),
+                one.days_left.to_string(),
+            ]
+        });
+        page += "\n";
+        page += &table(std::iter::once(heading).chain(certificates).collect());
+    }
     page
+}
+
+/// The first names of a certificate that may have many.
+fn names(names: &[String]) -> String {
+    const FIRST: usize = 3;
+    match names.get(..FIRST) {
+        Some(first) if names.len() > FIRST => {
+            format!("{} and {} more", first.join(" "), names.len() - FIRST)
+        }
+        _ => names.join(" "),
+    }
 }
 
 fn count(number: u64, thing: &str) -> String {

@@ -19,6 +19,12 @@ pub enum Failure {
     NoSite {
         secure: bool,
     },
+    /// The site of this host is not the one that the client has made the TLS connection to.
+    Misdirected,
+    /// The listener asks for a client's certificate, and there was none.
+    NoClientCert,
+    /// The client's certificate is not trusted.
+    ClientCert,
     /// No route of the site matches.
     NoRoute,
     /// Every member of the pool is down.
@@ -54,7 +60,8 @@ impl Failure {
             Failure::NotImplemented => 501,
             Failure::VersionNotSupported => 505,
             Failure::MethodNotAllowed => 405,
-            Failure::NoSite { secure: true } => 421,
+            Failure::NoClientCert | Failure::ClientCert => 400,
+            Failure::NoSite { secure: true } | Failure::Misdirected => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
             Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
@@ -80,6 +87,9 @@ impl Failure {
             Failure::VersionNotSupported => "version_not_supported",
             Failure::MethodNotAllowed => "method_not_allowed",
             Failure::NoSite { .. } => "no_site",
+            Failure::Misdirected => "misdirected",
+            Failure::NoClientCert => "no_client_cert",
+            Failure::ClientCert => "client_cert",
             Failure::NoRoute => "no_route",
             Failure::PoolDown => "pool_down",
             Failure::PoolBusy => "pool_busy",

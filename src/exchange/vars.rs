@@ -21,6 +21,7 @@ use super::cx::Try;
 use super::{Cx, date};
 use crate::build::Build;
 use crate::issue::At;
+use crate::tls::ClientFact;
 use crate::value::template::{Part, Template};
 
 /// What a text is rendered from.
@@ -102,8 +103,11 @@ pub enum Var {
     ServerProtocol,
     Site,
     SslCipher,
+    SslClient(ClientFact),
+    SslCurve,
     SslProtocol,
     SslServerName,
+    SslSessionReused,
     Status,
     TimeIso8601,
     TimeLocal,
@@ -161,8 +165,55 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("server_protocol", Var::ServerProtocol, Stage::Request),
     ("site", Var::Site, Stage::Request),
     ("ssl_cipher", Var::SslCipher, Stage::Request),
+    (
+        "ssl_client_escaped_cert",
+        Var::SslClient(ClientFact::EscapedPem),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_fingerprint",
+        Var::SslClient(ClientFact::Fingerprint),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_i_dn",
+        Var::SslClient(ClientFact::Issuer),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_s_dn",
+        Var::SslClient(ClientFact::Subject),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_serial",
+        Var::SslClient(ClientFact::Serial),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_v_end",
+        Var::SslClient(ClientFact::End),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_v_remain",
+        Var::SslClient(ClientFact::Remain),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_v_start",
+        Var::SslClient(ClientFact::Start),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_verify",
+        Var::SslClient(ClientFact::Verify),
+        Stage::Request,
+    ),
+    ("ssl_curve", Var::SslCurve, Stage::Request),
     ("ssl_protocol", Var::SslProtocol, Stage::Request),
     ("ssl_server_name", Var::SslServerName, Stage::Request),
+    ("ssl_session_reused", Var::SslSessionReused, Stage::Request),
     ("status", Var::Status, Stage::Response),
     ("time_iso8601", Var::TimeIso8601, Stage::Request),
     ("time_local", Var::TimeLocal, Stage::Request),
@@ -387,8 +438,19 @@ impl Var {
             },
             Var::Site => put(cx.site.as_deref()?, out),
             Var::SslCipher => put(connection.tls.as_ref()?.cipher, out),
+            Var::SslClient(fact) => {
+                let shown = connection.tls.as_ref()?.client.as_ref()?;
+                let mut text = String::new();
+                shown.write(*fact, view.wall, &mut text)?;
+                put(text, out);
+            }
+            Var::SslCurve => put(some(connection.tls.as_ref()?.group)?, out),
             Var::SslProtocol => put(connection.tls.as_ref()?.version, out),
             Var::SslServerName => put(some(&connection.tls.as_ref()?.server_name)?, out),
+            Var::SslSessionReused => match connection.tls.as_ref()?.resumed {
+                true => put("r", out),
+                false => put(".", out),
+            },
             Var::Status => three_digits(status(cx), out),
             Var::TimeIso8601 => date::iso8601(view.wall, out),
             Var::TimeLocal => date::common(view.wall, out),

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 
 use super::places::Places;
-use super::{Issue, KeyPath, LeftOut, Place, Spot, Step};
+use super::{At, Issue, KeyPath, LeftOut, Place, Spot, Step};
 
 /// The files that a document was read from, where each key stands in them, and what of them was left out.
 ///
@@ -61,6 +61,19 @@ impl Sources {
             Some(file) => &file.path,
             None => Path::new(""),
         }
+    }
+
+    /// A path written at `at`, relative to the file that holds it.
+    pub fn path(&self, at: &At<'_>, written: &Path) -> PathBuf {
+        let file = self.file(&at.to_path());
+        file.parent().unwrap_or(Path::new("")).join(written)
+    }
+
+    /// The same of a file that decides what the document means, which is noted.
+    pub fn input(&self, at: &At<'_>, written: &Path) -> PathBuf {
+        let path = self.path(at, written);
+        self.depends_on(Dependency::File(path.clone()));
+        path
     }
 
     /// All files, in the order in which they were read; the first is the one that was asked for.

@@ -45,6 +45,9 @@ pub struct Limits {
     pub header: Size,
     /// Number of header fields, at most 256; more are answered with 431. Default 100.
     pub fields: u16,
+    /// TLS handshakes of one client at a time, where an IPv6 network of /64 is one client. More wait for their turn, within
+    /// `timeouts.handshake`. Default 100.
+    pub handshakes: u32,
     /// Requests on one HTTP/1 connection, the last of which is answered with `Connection: close`. Default 1000. nginx:
     /// `keepalive_requests`.
     pub requests: u32,
@@ -56,6 +59,7 @@ impl Default for Limits {
             request_line: Size::new(8 << 10),
             header: Size::new(32 << 10),
             fields: 100,
+            handshakes: 100,
             requests: 1000,
         }
     }
@@ -68,6 +72,8 @@ pub struct Bounds {
     pub header: Duration,
     pub idle: Duration,
     pub head: head::Limits,
+    /// Handshakes of one client at a time.
+    pub handshakes: usize,
     pub requests: u32,
 }
 
@@ -94,6 +100,7 @@ impl Bounds {
             ("request_line", limits.request_line.get(), LARGEST_LINE),
             ("header", limits.header.get(), LARGEST_HEADER),
             ("fields", limits.fields.into(), MOST_FIELDS.into()),
+            ("handshakes", limits.handshakes.into(), u32::MAX.into()),
             ("requests", limits.requests.into(), u32::MAX.into()),
         ] {
             if value == 0 || value > most {
@@ -111,6 +118,7 @@ impl Bounds {
                 head: size(limits.header),
                 fields: limits.fields.into(),
             },
+            handshakes: usize::try_from(limits.handshakes).unwrap_or(usize::MAX),
             requests: limits.requests,
         }
     }

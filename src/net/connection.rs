@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use http::HeaderMap;
@@ -28,12 +28,14 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::bounds::Bounds;
 use super::encrypted::EncryptedStream;
 use super::gate::{Cause, Gate, Refuse, Transport};
+use super::handshakes::Handshakes;
 use super::proxy_protocol;
 use super::stream::{ClientStream, Connection, Slot, Socket};
 use super::{Listener, TlsFacts, http2};
 use crate::http::forwarded;
 use crate::http::frames;
 use crate::http::head::{self, Fault, Head};
+use crate::tls::{self, Acceptor};
 
 /// How long a parked connection may still bring a request after draining began: clients that are just writing one
 /// get an answer with `Connection: close` instead of a reset.
@@ -49,6 +51,7 @@ pub struct Shared<A> {
     pub refuse: Arc<dyn Refuse>,
     /// Connections accepted so far.
     pub accepted: AtomicU64,
+    handshakes: Handshakes,
     /// Turns true when tunnels are to close.
     pub tunnels: Arc<watch::Sender<bool>>,
 }
@@ -59,6 +62,7 @@ impl<A> Shared<A> {
             app,
             refuse,
             accepted: AtomicU64::new(0),
+            handshakes: Handshakes::default(),
             tunnels: Arc::default(),
         }
     }
@@ -107,13 +111,23 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         client.unread(ahead);
         match &listener.tls {
             Some(acceptor) => {
-                let handshake = Box::pin(acceptor.handshake(*client));
+                let handshake = Box::pin(async {
+                    // Who comes over a unix socket stands for many.
+                    let _place = match peer {
+                        Some(peer) => {
+                            let limit = bounds.handshakes;
+                            Some(self.handshakes.enter(peer.ip(), limit).await)
+                        }
+                        None => None,
+                    };
+                    acceptor.handshake(*client).await
+                });
                 let mut stream = match timeout(bounds.handshake, handshake).await {
                     Ok(Ok(stream)) => Box::new(EncryptedStream::new(stream)),
                     Ok(Err(e)) => return log::debug!("connection {}: {e}", connection.number),
                     Err(_) => return,
                 };
-                connection.tls = Some(tls_facts(stream.get_ref()));
+                connection.tls = Some(tls_facts(stream.get_ref(), acceptor));
                 let http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
                 connection.limits = http2.then_some(bounds.head);
                 let connection = Arc::new(connection);
@@ -361,13 +375,15 @@ pub(super) fn name_of(peer: Option<SocketAddr>) -> String {
     peer.map_or_else(|| "on a unix socket".to_owned(), |peer| peer.to_string())
 }
 
-fn tls_facts(stream: &SslStream<ClientStream>) -> TlsFacts {
+fn tls_facts(stream: &SslStream<ClientStream>, acceptor: &Acceptor) -> TlsFacts {
     let ssl = stream.ssl();
+    let client_auth = acceptor.client_auth();
     TlsFacts {
         version: ssl.version_str(),
         cipher: ssl.current_cipher().map_or("", |cipher| cipher.name()),
-        server_name: ssl
-            .servername(boring::ssl::NameType::HOST_NAME)
-            .map_or_else(String::new, str::to_ascii_lowercase),
+        group: ssl.curve_name().unwrap_or_default(),
+        resumed: ssl.session_reused(),
+        server_name: tls::server_name(ssl),
+        client: client_auth.map(|client_auth| client_auth.shown(ssl, SystemTime::now())),
     }
 }

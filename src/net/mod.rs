@@ -9,6 +9,7 @@
 //!  accept.rs       one task per socket: connections in, until the listener is closed
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
 //!  bounds.rs       how long a client may take, and how much it may send, before anything is known of it
+//!  handshakes.rs   how many TLS handshakes one client has under way
 //!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
 //!  http2.rs        a connection that speaks HTTP/2: what its client may do to the engine, and its end
 //!  tunnel.rs       a WebSocket, and its end when the process drains
@@ -32,6 +33,7 @@ pub mod bounds;
 pub mod connection;
 mod encrypted;
 pub mod gate;
+pub mod handshakes;
 mod http2;
 pub mod proxy_protocol;
 pub mod stream;

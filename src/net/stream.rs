@@ -33,6 +33,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::http::head::Limits;
+use crate::tls::Shown;
 
 /// Writes below this size wait for what follows; larger ones leave together with what waits, uncopied.
 const SMALL_WRITE: usize = 4096;
@@ -100,8 +101,14 @@ pub struct TlsFacts {
     /// Such as `TLSv1.3`.
     pub version: &'static str,
     pub cipher: &'static str,
+    /// The group of the key exchange, such as `X25519`.
+    pub group: &'static str,
+    /// Whether a session was resumed.
+    pub resumed: bool,
     /// Server name that the client asked for, lower case; empty when it named none.
     pub server_name: String,
+    /// What the client has shown of itself, where it was asked.
+    pub client: Option<Shown>,
 }
 
 impl Connection {

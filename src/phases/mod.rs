@@ -25,6 +25,7 @@ use crate::http::{forwarded, host, path};
 use crate::net::Connection;
 use crate::router::{RequestFacts, Route};
 use crate::runtime::{Live, Snapshot};
+use crate::tls::Verdict;
 
 mod companion;
 mod edge;
@@ -375,12 +376,20 @@ fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), F
     host::normalise_into(authority.unwrap_or_default(), &mut cx.host)
         .map_err(|_| Failure::BadRequest)?;
     path::normalise_into(request.uri.path(), &mut cx.path).map_err(|_| Failure::BadRequest)?;
+    refuse_client(&cx.connection)?;
     let secure = cx.connection.tls.is_some();
     let site = x
         .snapshot
         .router
         .find_site(&cx.connection.listener, &cx.host)
         .ok_or(Failure::NoSite { secure })?;
+    if let Some(tls) = &cx.connection.tls
+        && !x
+            .snapshot
+            .may_reach(&cx.connection.listener, &tls.server_name, &cx.host, site)
+    {
+        return Err(Failure::Misdirected);
+    }
     cx.site = Some(site.name.clone());
     let mut captures = Vec::new();
     match site.find_route(&facts(request, cx, &cx.path), &mut captures) {
@@ -413,6 +422,16 @@ fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Result<(), Failu
     match request.method {
         // A tunnel, and an answer with the credentials of the request in it (RFC 9110 section 9.3.8).
         Method::CONNECT | Method::TRACE => Err(Failure::MethodNotAllowed),
+        _ => Ok(()),
+    }
+}
+
+/// Turns clients away that have not shown what their listener asks for.
+fn refuse_client(connection: &Connection) -> std::result::Result<(), Failure> {
+    let shown = connection.tls.as_ref().and_then(|tls| tls.client.as_ref());
+    match shown.map(|shown| (shown.verdict(), shown.is_required())) {
+        Some((Verdict::Failed(_), _)) => Err(Failure::ClientCert),
+        Some((Verdict::None, true)) => Err(Failure::NoClientCert),
         _ => Ok(()),
     }
 }

@@ -69,6 +69,12 @@ impl Router {
         sites.flat_map(|site| &site.routes)
     }
 
+    /// Whether a site names `host`, other than as one of all.
+    pub fn names_host(&self, listener: &str, host: &str) -> bool {
+        self.find_entry(listener, host)
+            .is_some_and(|entry| !matches!(entry.site.hosts[entry.host], Host::Any))
+    }
+
     fn find_entry(&self, listener: &str, host: &str) -> Option<&Entry> {
         self.listeners.get(listener)?.find(host)
     }

@@ -4,18 +4,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use super::certificates::{Certificates, ServerNames};
 use super::{Boot, Drain, Plan, Snapshot};
 use crate::build::Build;
 use crate::config::{self, Admin, Config};
 use crate::handler::proxy;
 use crate::http::version::Protocols;
-use crate::issue::{At, Dependency, Issues, Sources};
+use crate::issue::{At, Issues, Sources};
 use crate::net::{Bind, Bounds, Listener, Listeners};
 use crate::pool::{Names, Pool};
 use crate::router::Router;
-use crate::tls::{self, Acceptor, CertifiedKey, LoadError, Resolver, Settings};
+use crate::tls::{self, Acceptor, Resolve, Resolver, TicketKeys};
 use crate::value::{OneOrMany, OrOff, Span};
 
 const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
@@ -56,9 +57,16 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
         .iter()
         .map(|(name, site)| (name.as_str(), site));
     let router = Arc::new(Router::compile(&root, &config.defaults, sites, &names, b));
-    let mut certificates = Certificates::new(previous);
-    certificates.of_sites(config, b);
-    let (edge, resolvers) = edge(config, &router, &mut certificates, previous, b);
+    let certificates = Arc::new(Certificates::compile(config, previous, b));
+    let ticket_keys = ticket_keys(previous, b);
+    let (edge, resolvers) = edge(
+        config,
+        &router,
+        &certificates,
+        ticket_keys.as_ref(),
+        previous,
+        b,
+    );
     let listens = !config.listeners.is_empty() || !config.statics.is_empty();
     if !listens && b.is_whole("listeners") && b.is_whole("static") {
         b.error(&root.key("listeners"), "there is nothing to listen on")
@@ -82,8 +90,8 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
         edge,
         companion,
         resolvers,
-        certificates: certificates.shown,
-        self_signed: certificates.self_signed,
+        certificates,
+        ticket_keys: ticket_keys?,
     };
     if let Some(previous) = previous {
         adopt_open_files(&snapshot, previous);
@@ -308,12 +316,28 @@ fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
     (listeners, statics)
 }
 
-type Resolvers = Vec<(Arc<Acceptor>, Arc<Resolver>)>;
+type Resolvers = Vec<(Resolver, Arc<dyn Resolve>)>;
 
+/// The keys of session tickets that are made here: as long as the process lives.
+fn ticket_keys(previous: Option<&Snapshot>, b: &mut Build<'_>) -> Option<Arc<TicketKeys>> {
+    if let Some(previous) = previous {
+        return Some(previous.ticket_keys.clone());
+    }
+    match TicketKeys::own(Instant::now()) {
+        Ok(keys) => Some(Arc::new(keys)),
+        Err(e) => {
+            b.error(&At::Root, format!("cannot make keys for sessions: {e}"));
+            None
+        }
+    }
+}
+
+/// The listeners, and who is to be asked by their handshakes once they are live.
 fn edge(
     config: &Config,
     router: &Arc<Router>,
-    certificates: &mut Certificates,
+    certificates: &Arc<Certificates>,
+    ticket_keys: Option<&Arc<TicketKeys>>,
     previous: Option<&Snapshot>,
     b: &mut Build<'_>,
 ) -> (Listeners, Resolvers) {
@@ -321,6 +345,7 @@ fn edge(
     let (mut listeners, mut resolvers) = (Listeners::new(), Resolvers::new());
     for (name, own) in &config.listeners {
         let at = at.key(name);
+        let name: Arc<str> = name.as_str().into();
         let protocols = own.protocols();
         if !protocols.h1 && !protocols.h2 {
             b.error(&at.key("protocols"), "needs at least one of h1, h2");
@@ -329,28 +354,20 @@ fn edge(
         let mut acceptor = None;
         if let Some(tls) = &own.tls {
             let at = at.key("tls");
-            let before = previous.and_then(|previous| previous.edge.get(name.as_str()));
-            let settings = Settings {
-                min_version: tls.min_version,
-                protocols,
-            };
-            acceptor = make_acceptor(settings, before, &at, b);
-            let fallback = certificates.of_listener(tls, &at, b);
-            let sites = certificates.sites.clone();
             if no_certificate(config, tls) && b.is_whole("sites") {
                 b.error(&at, "there is no certificate to show on this listener").hint(
                     "give `certificates` here, or `tls: { cert, key }` or `tls: { self_signed: true }` \
                      in a site",
                 );
             }
-            if let Some(acceptor) = &acceptor {
-                let (name, router) = (name.clone(), router.clone());
-                let resolver: Arc<Resolver> =
-                    Arc::new(move |server| choose(&name, server, &router, &sites, &fallback));
-                resolvers.push((acceptor.clone(), resolver));
-            }
+            let before = previous.and_then(|previous| previous.edge.get(&name)?.tls.as_ref());
+            let resolver = before.map_or_else(Resolver::default, |tls| tls.resolver().clone());
+            let made = ticket_keys
+                .and_then(|keys| make_acceptor(&name, tls, protocols, keys, &resolver, &at, b));
+            acceptor = made.map(Arc::new);
+            let names = ServerNames::new(name.clone(), router.clone(), certificates.clone());
+            resolvers.push((resolver, Arc::new(names)));
         }
-        let name: Arc<str> = name.as_str().into();
         let binds = own.bind.0.clone();
         listeners.insert(
             name.clone(),
@@ -367,6 +384,47 @@ fn edge(
     (listeners, resolvers)
 }
 
+/// `own_keys` are for a listener that names none.
+fn make_acceptor(
+    name: &Arc<str>,
+    tls: &tls::ListenerConfig,
+    protocols: Protocols,
+    own_keys: &Arc<TicketKeys>,
+    resolver: &Resolver,
+    at: &At<'_>,
+    b: &mut Build<'_>,
+) -> Option<Acceptor> {
+    let before = b.issues.errors();
+    let (sources, issues) = (b.sources, &mut b.issues);
+    let client_auth = tls.client_auth.as_ref();
+    let client_auth =
+        client_auth.and_then(|own| own.compile(&at.key("client_auth"), sources, issues));
+    let settings = tls::Settings {
+        listener: name.clone(),
+        min_version: tls.min_version,
+        protocols,
+        ciphers: tls.ciphers(at, issues),
+        groups: tls.groups(at, issues),
+        ticket_keys: match tls.ticket_keys(at, sources, issues) {
+            Some(keys) => Arc::new(keys),
+            None => own_keys.clone(),
+        },
+        client_auth: client_auth.map(Arc::new),
+        reject_unknown_sni: tls.reject_unknown_sni,
+        key_log: tls.key_log(at, sources, issues),
+    };
+    if issues.errors() > before {
+        return None;
+    }
+    match Acceptor::new(settings, resolver.clone()) {
+        Ok(acceptor) => Some(acceptor),
+        Err(e) => {
+            b.error(at, format!("the TLS library refuses this: {e}"));
+            None
+        }
+    }
+}
+
 /// Whether none is written; what is wrong with one that is written is told elsewhere.
 fn no_certificate(config: &Config, listener: &tls::ListenerConfig) -> bool {
     let none = |list: &OneOrMany<tls::Config>| list.0.is_empty();
@@ -375,197 +433,4 @@ fn no_certificate(config: &Config, listener: &tls::ListenerConfig) -> bool {
             .sites
             .values()
             .all(|site| site.tls.as_ref().is_none_or(none))
-}
-
-/// The acceptor that runs, if its settings are still the same: clients can resume their sessions with it.
-fn make_acceptor(
-    settings: Settings,
-    before: Option<&Listener>,
-    at: &At<'_>,
-    b: &mut Build<'_>,
-) -> Option<Arc<Acceptor>> {
-    let before = before.and_then(|listener| listener.tls.as_ref());
-    if let Some(acceptor) = before.filter(|acceptor| acceptor.settings() == settings) {
-        return Some(acceptor.clone());
-    }
-    match Acceptor::new(settings) {
-        Ok(acceptor) => Some(Arc::new(acceptor)),
-        Err(e) => {
-            b.error(at, format!("the TLS library refuses this: {e}"));
-            None
-        }
-    }
-}
-
-/// The certificate for a server name: of the site that has the host, or of the listener, or of whichever site
-/// serves names that nobody has.
-fn choose(
-    listener: &str,
-    server: &str,
-    router: &Router,
-    sites: &HashMap<String, Vec<Arc<CertifiedKey>>>,
-    fallback: &[Arc<CertifiedKey>],
-) -> Option<Arc<CertifiedKey>> {
-    let best = |certificates: &[Arc<CertifiedKey>]| {
-        let covering = certificates
-            .iter()
-            .find(|certificate| certificate.covers(server));
-        covering.or(certificates.first()).cloned()
-    };
-    let of_site = router
-        .find_site(listener, server)
-        .and_then(|site| sites.get(&*site.name));
-    of_site
-        .and_then(|own| best(own))
-        .or_else(|| best(fallback))
-        .or_else(|| {
-            // A client that names no server, where only sites have certificates: nginx shows the first one, too.
-            sites.values().find_map(|own| best(own))
-        })
-}
-
-/// The certificates of one compilation.
-struct Certificates {
-    sites: Arc<HashMap<String, Vec<Arc<CertifiedKey>>>>,
-    /// All of them, by the key path of who shows them.
-    shown: BTreeMap<String, Vec<Arc<CertifiedKey>>>,
-    self_signed: HashMap<Vec<String>, Arc<CertifiedKey>>,
-    /// Those made under the previous configuration.
-    before: HashMap<Vec<String>, Arc<CertifiedKey>>,
-}
-
-impl Certificates {
-    fn new(previous: Option<&Snapshot>) -> Certificates {
-        Certificates {
-            sites: Arc::default(),
-            shown: BTreeMap::new(),
-            self_signed: HashMap::new(),
-            before: previous.map_or_else(HashMap::new, |previous| previous.self_signed.clone()),
-        }
-    }
-
-    fn of_sites(&mut self, config: &Config, b: &mut Build<'_>) {
-        let at = At::Root.key("sites");
-        let mut sites = HashMap::new();
-        for (name, site) in &config.sites {
-            let Some(list) = &site.tls else { continue };
-            let at = at.key(name);
-            let own = self.of_list(&list.0, &site.hosts.0, &at.key("tls"), b);
-            if !own.is_empty() {
-                sites.insert(name.clone(), own);
-            }
-        }
-        self.sites = Arc::new(sites);
-    }
-
-    fn of_listener(
-        &mut self,
-        tls: &tls::ListenerConfig,
-        at: &At<'_>,
-        b: &mut Build<'_>,
-    ) -> Vec<Arc<CertifiedKey>> {
-        self.of_list(&tls.certificates.0, &[], &at.key("certificates"), b)
-    }
-
-    fn of_list(
-        &mut self,
-        list: &[tls::Config],
-        hosts: &[String],
-        at: &At<'_>,
-        b: &mut Build<'_>,
-    ) -> Vec<Arc<CertifiedKey>> {
-        let each = list.iter().enumerate();
-        let list: Vec<_> = each
-            .filter_map(|(i, one)| self.one(one, hosts, &at.index(i), b))
-            .collect();
-        if !list.is_empty() {
-            self.shown.insert(at.to_path().to_string(), list.clone());
-        }
-        list
-    }
-
-    fn one(
-        &mut self,
-        config: &tls::Config,
-        hosts: &[String],
-        at: &At<'_>,
-        b: &mut Build<'_>,
-    ) -> Option<Arc<CertifiedKey>> {
-        match (&config.cert, &config.key, config.self_signed) {
-            (Some(cert), Some(key), false) => {
-                let cert = b.path(&at.key("cert"), cert);
-                let key = b.path(&at.key("key"), key);
-                load_pair(&cert, &key, at, b).map(Arc::new)
-            }
-            (None, None, true) => self.self_signed(hosts, at, b),
-            (_, _, true) => {
-                b.error(at, "`self_signed` makes its own certificate and key")
-                    .hint("leave out `cert` and `key`, or `self_signed`");
-                None
-            }
-            (cert, _, false) => {
-                let missing = if cert.is_none() { "cert" } else { "key" };
-                b.error(at, format!("missing key `{missing}`"))
-                    .hint("give `{ cert: FILE, key: FILE }` or `{ self_signed: true }`");
-                None
-            }
-        }
-    }
-
-    fn self_signed(
-        &mut self,
-        hosts: &[String],
-        at: &At<'_>,
-        b: &mut Build<'_>,
-    ) -> Option<Arc<CertifiedKey>> {
-        let plain = hosts
-            .iter()
-            .filter(|host| *host != "*" && !host.starts_with('~'));
-        let mut names: Vec<String> = plain.map(|host| host.to_ascii_lowercase()).collect();
-        names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
-        let known = self
-            .self_signed
-            .get(&names)
-            .or_else(|| self.before.get(&names))
-            .cloned();
-        let certificate =
-            match known.map_or_else(|| CertifiedKey::self_signed(&names).map(Arc::new), Ok) {
-                Ok(certificate) => certificate,
-                Err(e) => {
-                    b.error(at, format!("cannot make a certificate: {e}"));
-                    return None;
-                }
-            };
-        self.self_signed.insert(names, certificate.clone());
-        Some(certificate)
-    }
-}
-
-impl Snapshot {
-    /// From now on handshakes get the certificates of this snapshot.
-    pub fn present_certificates(&self) {
-        for (acceptor, resolver) in &self.resolvers {
-            acceptor.resolve_with(resolver.clone());
-        }
-    }
-}
-
-fn load_pair(
-    cert: &std::path::Path,
-    key: &std::path::Path,
-    at: &At<'_>,
-    b: &mut Build<'_>,
-) -> Option<CertifiedKey> {
-    for file in [cert, key] {
-        b.sources.depends_on(Dependency::File(file.to_owned()));
-    }
-    match CertifiedKey::load(cert, key) {
-        Ok(certificate) => return Some(certificate),
-        Err(LoadError::Cert(what)) => b.error(&at.key("cert"), what),
-        Err(LoadError::Key(what)) => b.error(&at.key("key"), what),
-        Err(LoadError::Mismatch) => b
-            .error(&at.key("key"), "this key is not the certificate's")
-            .hint("certificate and key must have been made together"),
-    };
-    None
 }

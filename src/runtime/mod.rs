@@ -15,9 +15,10 @@ use crate::log;
 use crate::net::{Bind, Listeners, Open};
 use crate::pool::Pool;
 use crate::router::Router;
-use crate::tls::{Acceptor, CertifiedKey, Resolver};
+use crate::tls::{Resolve, Resolver, TicketKeys};
 use crate::value::Cidr;
 
+mod certificates;
 pub mod changes;
 pub mod compile;
 pub mod cuts;
@@ -27,6 +28,7 @@ pub mod status;
 pub mod tasks;
 pub mod watch;
 
+use certificates::Certificates;
 pub use compile::compile;
 pub use cuts::Cuts;
 pub use figures::Figures;
@@ -129,11 +131,10 @@ pub struct Snapshot {
     edge: Listeners,
     companion: Listeners,
     /// What handshakes of each TLS listener get, once this snapshot is live.
-    resolvers: Vec<(Arc<Acceptor>, Arc<Resolver>)>,
-    /// All certificates, by the key path of who shows them.
-    certificates: BTreeMap<String, Vec<Arc<CertifiedKey>>>,
-    /// Certificates made here, by hosts: a reload goes on with the one that the browser has accepted.
-    self_signed: HashMap<Vec<String>, Arc<CertifiedKey>>,
+    resolvers: Vec<(Resolver, Arc<dyn Resolve>)>,
+    certificates: Arc<Certificates>,
+    /// Keys of session tickets for listeners that name none.
+    ticket_keys: Arc<TicketKeys>,
 }
 
 impl Snapshot {

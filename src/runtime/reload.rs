@@ -222,7 +222,10 @@ impl Reloader {
         }
         let mut changes = Changes::between(&self.config.lock(), &config);
         changes.at_start(&start_only);
-        changes.in_certificates(&live.certificates, &plan.snapshot.certificates);
+        changes.in_certificates(
+            live.certificates.by_owner(),
+            plan.snapshot.certificates.by_owner(),
+        );
         let prepared = Prepared {
             snapshot: plan.snapshot,
             warnings,

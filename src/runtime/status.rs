@@ -32,6 +32,7 @@ pub struct Status {
     /// Folders of which files are remembered.
     #[serde(default)]
     pub files: Vec<FilesStatus>,
+    pub certificates: Vec<Certificate>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,6 +57,18 @@ pub struct Probation {
     pub version: String,
     /// Seconds until it takes over, if nothing comes in between.
     pub left: u64,
+}
+
+/// A certificate that clients are shown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Who shows it, as a key path: `sites.shop.tls`.
+    pub owner: String,
+    pub names: Vec<String>,
+    /// When it ends, in seconds since 1970.
+    pub expires: i64,
+    /// Whole days until then; below zero when it is over.
+    pub days_left: i64,
 }
 
 /// A former configuration, and what began under it and goes on.
@@ -100,6 +113,7 @@ impl Status {
             older: live.older(),
             pools: snapshot.pools.values().map(|pool| pool.status()).collect(),
             files: files(&snapshot),
+            certificates: snapshot.certificates.status(now),
         }
     }
 

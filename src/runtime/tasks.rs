@@ -1,6 +1,7 @@
 //! Background work that follows the live snapshot: started for what appears, stopped for what is gone.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 
@@ -24,10 +25,14 @@ pub async fn first_probes(snapshot: &Snapshot) {
     while probes.join_next().await.is_some() {}
 }
 
-/// What runs for the pools now; dropping it ends it.
+/// How often the log is told of certificates that end.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What runs for a snapshot now; dropping it ends it.
 #[derive(Default)]
 pub struct Tasks {
     pools: Vec<PoolTasks>,
+    certificates: JoinSet<()>,
 }
 
 /// What one pool needs.
@@ -55,5 +60,13 @@ impl Tasks {
                 });
             }
         }
+        self.certificates = JoinSet::new();
+        let certificates = snapshot.certificates.clone();
+        self.certificates.spawn(async move {
+            loop {
+                certificates.warn_of_ends(SystemTime::now());
+                tokio::time::sleep(DAY).await;
+            }
+        });
     }
 }

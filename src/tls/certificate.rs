@@ -5,17 +5,22 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use boring::asn1::{Asn1Time, Asn1TimeRef};
 use boring::error::ErrorStack;
 use boring::hash::MessageDigest;
 use boring::pkey::{PKey, Private};
 use boring::ssl::{SslConnectorBuilder, SslRef};
 use boring::x509::X509;
 
+use super::hello::Algorithm;
+
 /// A certificate chain with the key of its first certificate.
 pub struct CertifiedKey {
     leaf: X509,
     intermediates: Vec<X509>,
     key: PKey<Private>,
+    /// What clients must be able to check.
+    algorithm: Algorithm,
     /// Names that the certificate is for, lower case, perhaps with `*.`.
     names: Vec<String>,
 }
@@ -40,8 +45,9 @@ pub enum LoadError {
 
 impl CertifiedKey {
     /// # Errors
-    /// When a file is unreadable or not PEM, or the key is another certificate's.
-    pub fn load(cert: &Path, key: &Path) -> Result<CertifiedKey, LoadError> {
+    /// When a file is unreadable or not PEM, the key is another certificate's, or is encrypted and none of `passwords`
+    /// opens it.
+    pub fn load(cert: &Path, key: &Path, passwords: &[Vec<u8>]) -> Result<CertifiedKey, LoadError> {
         let pem = read(cert).map_err(LoadError::Cert)?;
         let mut chain = X509::stack_from_pem(&pem)
             .map_err(|_| LoadError::Cert("not a PEM certificate".to_owned()))?
@@ -50,20 +56,20 @@ impl CertifiedKey {
             .next()
             .ok_or_else(|| LoadError::Cert("no certificate in it".to_owned()))?;
         let pem = read(key).map_err(LoadError::Key)?;
-        // An empty passphrase: without a callback the library would ask on the terminal.
-        let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).map_err(|_| {
-            LoadError::Key("not a PEM private key (or an encrypted one)".to_owned())
-        })?;
+        let key = private_key(&pem, passwords).map_err(LoadError::Key)?;
         let fits = leaf.public_key().is_ok_and(|public| public.public_eq(&key));
         if !fits {
             return Err(LoadError::Mismatch);
         }
-        let names = names(&leaf);
+        let algorithm = Algorithm::of(&key).ok_or_else(|| {
+            LoadError::Key("no key of an algorithm that TLS signs with".to_owned())
+        })?;
         Ok(CertifiedKey {
+            names: names(&leaf),
             leaf,
             intermediates: chain.collect(),
             key,
-            names,
+            algorithm,
         })
     }
 
@@ -72,8 +78,8 @@ impl CertifiedKey {
     /// # Errors
     /// When the library fails, which means that it is out of memory or randomness.
     pub fn self_signed(hosts: &[String]) -> Result<CertifiedKey, ErrorStack> {
+        use boring::bn::{BigNum, MsbOption};
         use boring::nid::Nid;
-        use boring::{asn1::Asn1Time, bn::BigNum, bn::MsbOption};
         use boring::{ec, x509};
         let curve = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
         let key = PKey::from_ec_key(ec::EcKey::generate(&curve)?)?;
@@ -101,12 +107,12 @@ impl CertifiedKey {
         builder.append_extension(&alternatives)?;
         builder.sign(&key, MessageDigest::sha256())?;
         let leaf = builder.build();
-        let names = names(&leaf);
         Ok(CertifiedKey {
+            names: names(&leaf),
             leaf,
             intermediates: Vec::new(),
             key,
-            names,
+            algorithm: Algorithm::EcdsaP256,
         })
     }
 
@@ -134,6 +140,15 @@ impl CertifiedKey {
         &self.names
     }
 
+    /// When it ends, in seconds since 1970.
+    pub fn expires(&self) -> i64 {
+        seconds(self.leaf.not_after())
+    }
+
+    pub(super) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     /// Makes a handshake use this certificate.
     pub(super) fn present(&self, ssl: &mut SslRef) -> Result<(), ErrorStack> {
         ssl.set_certificate(&self.leaf)?;
@@ -153,10 +168,55 @@ impl CertifiedKey {
     }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, String> {
+/// The passwords in a file, one on each line.
+///
+/// # Errors
+/// When the file is unreadable or holds none.
+pub fn passwords(file: &Path) -> Result<Vec<Vec<u8>>, String> {
+    let text = read(file)?;
+    let lines = text.split(|byte| *byte == b'\n');
+    let passwords: Vec<Vec<u8>> = lines
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line).to_vec())
+        .filter(|password| !password.is_empty())
+        .collect();
+    match passwords.is_empty() {
+        true => Err("no password in it".to_owned()),
+        false => Ok(passwords),
+    }
+}
+
+fn private_key(pem: &[u8], passwords: &[Vec<u8>]) -> Result<PKey<Private>, String> {
+    // An empty password: without a callback the library would ask on the terminal.
+    if let Ok(key) = PKey::private_key_from_pem_callback(pem, |_| Ok(0)) {
+        return Ok(key);
+    }
+    let opened = passwords
+        .iter()
+        .find_map(|password| PKey::private_key_from_pem_passphrase(pem, password).ok());
+    opened.ok_or_else(|| {
+        let encrypted = memchr::memmem::find(pem, b"ENCRYPTED").is_some();
+        match (encrypted, passwords.is_empty()) {
+            (false, _) => "not a PEM private key",
+            (true, true) => "the key is encrypted: give its `password_file`",
+            (true, false) => "no password of `password_file` opens this key",
+        }
+        .to_owned()
+    })
+}
+
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(file).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => format!("no such file: `{}`", file.display()),
         _ => format!("cannot read `{}`: {e}", file.display()),
+    })
+}
+
+/// In seconds since 1970.
+pub(super) fn seconds(time: &Asn1TimeRef) -> i64 {
+    let since = Asn1Time::from_unix(0).and_then(|epoch| epoch.diff(time));
+    // What cannot be read as a time is long ago.
+    since.map_or(0, |since| {
+        i64::from(since.days) * 24 * 60 * 60 + i64::from(since.secs)
     })
 }
 

@@ -1,6 +1,7 @@
 //! Throw-away certificates: one CA per test, leaves signed by it.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use boring::asn1::Asn1Time;
 use boring::bn::{BigNum, MsbOption};
@@ -8,8 +9,13 @@ use boring::ec::{EcGroup, EcKey};
 use boring::hash::MessageDigest;
 use boring::nid::Nid;
 use boring::pkey::{PKey, PKeyRef, Private};
+use boring::rsa::Rsa;
+use boring::sign::Signer;
 use boring::x509::extension::{BasicConstraints, KeyUsage, SubjectAlternativeName};
 use boring::x509::{X509, X509Builder, X509Name, X509NameBuilder, X509NameRef, X509Ref};
+
+/// How long certificates live, in days: long enough that nobody warns of their end.
+const LIFE: i64 = 90;
 
 /// A certificate authority that nobody trusts.
 pub struct Authority {
@@ -25,20 +31,63 @@ pub struct Pair {
 
 impl Authority {
     pub fn new() -> Authority {
+        Authority::below(None, "weir test authority")
+    }
+
+    /// One whose certificate this one has signed.
+    pub fn subordinate(&self, common_name: &str) -> Authority {
+        Authority::below(Some(self), common_name)
+    }
+
+    fn below(issuer: Option<&Authority>, common_name: &str) -> Authority {
         let key = new_key();
-        let subject = name("weir test authority");
-        let mut builder = builder(&subject, &subject, &key);
+        let subject = name(common_name);
+        let signed_by = issuer.map_or(&*subject, |issuer| issuer.certificate.subject_name());
+        let mut builder = builder(&subject, signed_by, &key);
         let constraints = BasicConstraints::new().critical().ca().build();
-        let usage = KeyUsage::new().critical().key_cert_sign().build();
+        let usage = KeyUsage::new()
+            .critical()
+            .key_cert_sign()
+            .crl_sign()
+            .build();
         for extension in [constraints, usage] {
             let extension = extension.expect("a fixed extension");
             builder.append_extension(&extension).expect("append");
         }
-        builder.sign(&key, MessageDigest::sha256()).expect("sign");
+        let signer = issuer.map_or(&key, |issuer| &issuer.key);
+        builder.sign(signer, MessageDigest::sha256()).expect("sign");
         Authority {
             certificate: builder.build(),
             key,
         }
+    }
+
+    /// Its own certificate, in PEM.
+    pub fn to_pem(&self) -> Vec<u8> {
+        self.certificate.to_pem().expect("encode")
+    }
+
+    /// A list, in PEM, that revokes these certificates.
+    pub fn revoke(&self, revoked: &[&Pair]) -> String {
+        const ECDSA_WITH_SHA256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
+        let algorithm = der(0x30, &[ECDSA_WITH_SHA256]);
+        let [now, later] = [0, 1].map(|days| {
+            let date = chrono::Utc::now() + chrono::Duration::days(days);
+            der(0x17, &[date.format("%y%m%d%H%M%SZ").to_string().as_bytes()])
+        });
+        let entries = revoked.iter().map(|pair| {
+            let pem = std::fs::read(&pair.cert).expect("read the certificate");
+            let certificate = X509::from_pem(&pem).expect("a certificate");
+            der(0x30, &[&serial(&certificate), &now])
+        });
+        let issuer = self.certificate.subject_name().to_der().expect("encode");
+        let entries = der(0x30, &[&entries.collect::<Vec<_>>().concat()]);
+        let body = der(0x30, &[&algorithm, &issuer, &now, &later, &entries]);
+        let mut signer = Signer::new(MessageDigest::sha256(), &self.key).expect("a signer");
+        let signature = signer.sign_oneshot_to_vec(&body).expect("sign");
+        let list = der(0x30, &[&body, &algorithm, &der(3, &[&[0], &signature])]);
+        let text = boring::base64::encode_block(&list);
+        format!("-----BEGIN X509 CRL-----\n{text}\n-----END X509 CRL-----\n")
     }
 
     /// Writes its own certificate as `file` into `dir`.
@@ -49,9 +98,34 @@ impl Authority {
 
     /// Writes `{file}.pem` and `{file}.key` for `names` into `dir`.
     pub fn issue(&self, dir: &Path, file: &str, names: &[&str]) -> Pair {
-        let key = new_key();
+        self.issue_for(dir, file, names, &new_key(), LIFE)
+    }
+
+    /// The same with a key of RSA.
+    pub fn issue_rsa(&self, dir: &Path, file: &str, names: &[&str]) -> Pair {
+        let key = PKey::from_rsa(Rsa::generate(2048).expect("generate"));
+        self.issue_for(dir, file, names, &key.expect("convert"), LIFE)
+    }
+
+    /// The same for a certificate that ends in some days.
+    pub fn issue_until(&self, dir: &Path, file: &str, names: &[&str], days: i64) -> Pair {
+        self.issue_for(dir, file, names, &new_key(), days)
+    }
+
+    fn issue_for(
+        &self,
+        dir: &Path,
+        file: &str,
+        names: &[&str],
+        key: &PKeyRef<Private>,
+        days: i64,
+    ) -> Pair {
         let issuer = self.certificate.subject_name();
-        let mut builder = builder(&name(names[0]), issuer, &key);
+        let mut builder = builder(&name(names[0]), issuer, key);
+        builder.set_not_after(&in_days(days)).expect("end");
+        if days < 0 {
+            builder.set_not_before(&in_days(2 * days)).expect("start");
+        }
         let mut alternatives = SubjectAlternativeName::new();
         for name in names {
             alternatives.dns(name);
@@ -84,6 +158,33 @@ pub fn names(certificate: &X509Ref) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
+/// The number of a certificate, encoded.
+pub fn serial(certificate: &X509Ref) -> Vec<u8> {
+    let number = certificate.serial_number().to_bn().expect("a number");
+    let number = number.to_vec();
+    // A first bit that is set would make it negative.
+    let sign = &[0][..usize::from(number[0] >> 7)];
+    der(2, &[sign, &number])
+}
+
+/// A value of ASN.1 in its distinguished encoding.
+pub fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let content = parts.concat();
+    let [.., high, low] = content.len().to_be_bytes();
+    let length = match content.len() {
+        0..0x80 => vec![low],
+        0x80..0x100 => vec![0x81, low],
+        _ => vec![0x82, high, low],
+    };
+    [&[tag][..], &length, &content].concat()
+}
+
+fn in_days(days: i64) -> Asn1Time {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs().cast_signed();
+    Asn1Time::from_unix(now + days * 24 * 60 * 60).expect("a date")
+}
+
 fn new_key() -> PKey<Private> {
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("a known curve");
     PKey::from_ec_key(EcKey::generate(&group).expect("generate")).expect("convert")
@@ -101,8 +202,6 @@ fn builder(subject: &X509NameRef, issuer: &X509NameRef, key: &PKeyRef<Private>) 
     let mut serial = BigNum::new().expect("allocate");
     serial.rand(64, MsbOption::ONE, false).expect("random");
     let serial = serial.to_asn1_integer().expect("convert");
-    let today = Asn1Time::days_from_now(0).expect("a date");
-    let tomorrow = Asn1Time::days_from_now(1).expect("a date");
 
     let mut builder = X509::builder().expect("allocate");
     builder.set_version(VERSION_3).expect("version");
@@ -110,7 +209,7 @@ fn builder(subject: &X509NameRef, issuer: &X509NameRef, key: &PKeyRef<Private>) 
     builder.set_subject_name(subject).expect("subject");
     builder.set_issuer_name(issuer).expect("issuer");
     builder.set_pubkey(key).expect("key");
-    builder.set_not_before(&today).expect("start");
-    builder.set_not_after(&tomorrow).expect("end");
+    builder.set_not_before(&in_days(0)).expect("start");
+    builder.set_not_after(&in_days(LIFE)).expect("end");
     builder
 }

@@ -17,7 +17,7 @@ use super::websocket::Frame;
 use super::{certs, runtime};
 
 /// How long a client waits for the next byte: longer than any time limit in the tests' configurations.
-const SILENCE: Duration = Duration::from_secs(20);
+pub const SILENCE: Duration = Duration::from_secs(20);
 
 /// A request to be sent as it stands: nothing is checked or added but `Content-Length` for a body.
 #[derive(Clone, Debug)]
@@ -188,7 +188,7 @@ impl Connection {
         Ok(connection)
     }
 
-    fn over(stream: impl Stream + 'static) -> Connection {
+    pub fn over(stream: impl Read + Write + Send + 'static) -> Connection {
         Connection {
             stream: Box::new(stream),
             buffer: Vec::new(),

@@ -28,6 +28,7 @@ pub mod message;
 pub mod origin;
 pub mod port;
 pub mod secure;
+pub mod tls_client;
 pub mod wait;
 pub mod websocket;
 

@@ -184,7 +184,7 @@ impl Config {
                     sources.depends_on(Dependency::File(file.clone()));
                     fs::read(file).unwrap_or_default().hash(&mut files);
                 }
-                match CertifiedKey::load(&cert, &key) {
+                match CertifiedKey::load(&cert, &key, &[]) {
                     Ok(own) => Some(own),
                     Err(error) => {
                         let (key, message) = match error {
