@@ -77,14 +77,12 @@ fn required_certificate_must_be_there_and_trusted() {
         ask(&weir, &TlsClient::showing(&expired)),
     ];
     assert_eq!(answers.map(|answer| answer.status), [400; 3]);
-    let lines = weir.lines("access.log", 4);
+    let mut lines = weir.lines("access.log", 4);
+    lines.sort();
     assert_eq!(lines[0], "200 - SUCCESS");
-    assert_eq!(lines[1], "400 no_client_cert NONE");
-    assert!(
-        lines[2].starts_with("400 client_cert FAILED:certificate "),
-        "{lines:?}"
-    );
-    assert_eq!(lines[3], "400 client_cert FAILED:certificate has expired");
+    assert_eq!(lines[1], "400 client_cert FAILED:certificate has expired");
+    assert!(lines[2].starts_with("400 client_cert FAILED:"), "{lines:?}");
+    assert_eq!(lines[3], "400 no_client_cert NONE");
 }
 
 #[test]
@@ -234,7 +232,8 @@ fn revoked_certificate_is_refused_also_in_a_resumed_session() {
     let answer = ask(&weir, &TlsClient::showing(&other));
     assert_eq!(answer.text(), "SUCCESS CN=other.example");
     let log = weir.lines("access.log", 5);
-    assert_eq!(log[3], "400 client_cert FAILED:certificate revoked");
+    let revoked = |line: &&String| **line == "400 client_cert FAILED:certificate revoked";
+    assert_eq!(log.iter().filter(revoked).count(), 2, "{log:?}");
 }
 
 #[test]

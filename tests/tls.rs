@@ -10,7 +10,7 @@ use boring::ssl::{HandshakeError, SslConnector, SslMethod, SslVersion};
 use boring::symm::Cipher;
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::certs::Authority;
+use crate::harness::certs::{Authority, Word};
 use crate::harness::client::{Connection, get};
 use crate::harness::tls_client::{TlsClient, only};
 use crate::harness::wait::{PATIENCE, eventually};
@@ -493,14 +493,19 @@ fn handshakes_of_one_client_wait_for_each_other_and_others_do_not() {
         tls: { certificates",
     );
     let weir = with_pairs().start(&document);
-    // They say nothing.
-    let idle = [(), ()].map(|()| TcpStream::connect(weir.address("https")).expect("connect"));
     let greeting = client_hello();
+    let mut byte = [0];
+    // They get an answer, and leave it at that.
+    let idle = [(), ()].map(|()| {
+        let mut stream = TcpStream::connect(weir.address("https")).expect("connect");
+        stream.write_all(&greeting).expect("send");
+        stream.read_exact(&mut byte).expect("an answer");
+        stream
+    });
     let mut third = TcpStream::connect(weir.address("https")).expect("connect");
     third.write_all(&greeting).expect("send");
     let patience = Duration::from_millis(300);
     third.set_read_timeout(Some(patience)).expect("set");
-    let mut byte = [0];
     let waits = third.read(&mut byte).expect_err("no answer yet");
     assert_eq!(waits.kind(), ErrorKind::WouldBlock);
 
@@ -583,15 +588,71 @@ fn status_and_log_tell_when_certificates_end() {
     assert_eq!(told.len(), 3, "{told:?}");
     assert_eq!(told[0].0, "listeners.https.tls.certificates");
     assert!(told[0].2 >= 89, "{told:?}");
-    assert_eq!(told[1], ("sites.exact.tls", &"www.shop.example".into(), -2));
-    assert_eq!((told[2].0, told[2].2), ("sites.wild.tls", 12));
+    assert_eq!(told[1].0, "sites.exact.tls");
+    assert_eq!(told[1].1, "www.shop.example");
+    assert!((-2..0).contains(&told[1].2), "{told:?}");
+    assert_eq!(told[2].0, "sites.wild.tls");
+    assert!((12..14).contains(&told[2].2), "{told:?}");
     let page = weir.setup().run(&["status", "-c", "weir.yaml"]).stdout;
     assert!(page.contains("sites.wild.tls"), "{page}");
     assert!(page.contains("DAYS LEFT"), "{page}");
     eventually(PATIENCE, || {
         let log = weir.error_log();
         log.contains("certificate of `www.shop.example` has expired")
-            && log.contains("certificate of `*.shop.example`: days left: 12")
+            && log.contains("certificate of `*.shop.example`: days left: 1")
             && !log.contains("fallback.example")
     });
+}
+
+#[test]
+fn answer_of_the_authority_is_shown_while_it_counts() {
+    let setup = Setup::new();
+    let authority = Authority::new();
+    let pair = authority.issue(setup.dir(), "fallback", &["fallback.example"]);
+    let other = authority.issue(setup.dir(), "other", &["other.example"]);
+    let with_ocsp = document("").replace("fallback.key }", "fallback.key, ocsp: answer.der }");
+    for (answer, word) in [
+        (b"garbage".to_vec(), "not a successful OCSP response"),
+        (
+            authority.answer(&other, Word::Good, 1),
+            "another certificate",
+        ),
+        (
+            Authority::new()
+                .subordinate("x")
+                .answer(&pair, Word::Good, 1),
+            "another certificate",
+        ),
+        (authority.answer(&pair, Word::Revoked, 1), "revoked"),
+    ] {
+        setup.write("answer.der", answer);
+        setup.write_config(&with_ocsp);
+        let run = setup.run(&["-t", "-c", "weir.yaml"]);
+        assert_eq!(run.status, 1, "{word}: {run:?}");
+        assert!(run.stderr.contains("certificates[0].ocsp"), "{run:?}");
+        assert!(run.stderr.contains(word), "{word}: {run:?}");
+    }
+    let good = authority.answer(&pair, Word::Good, 1);
+    setup.write("answer.der", &good);
+    let weir = setup
+        .allow("revoked")
+        .allow("reload failed")
+        .start(&with_ocsp);
+    let shown = |version| {
+        let client = TlsClient::of_version(version);
+        client.connect(weir.address("https"), "").unwrap().ocsp
+    };
+    for version in VERSIONS {
+        assert_eq!(shown(version).as_ref(), Some(&good));
+    }
+    weir.setup()
+        .write("answer.der", authority.answer(&pair, Word::Revoked, 1));
+    weir.reload_in_vain(&with_ocsp);
+    assert_eq!(shown(SslVersion::TLS1_3).as_ref(), Some(&good));
+    weir.setup()
+        .write("answer.der", authority.answer(&pair, Word::Good, -1));
+    weir.reload(&with_ocsp);
+    assert_eq!(shown(SslVersion::TLS1_3), None);
+    let log = weir.error_log();
+    assert!(log.contains("out of date"), "{log}");
 }

@@ -666,6 +666,7 @@ mod tests {
                 version: "TLSv1.3",
                 cipher: "TLS_AES_128_GCM_SHA256",
                 server_name: "shop.example".into(),
+                ..TlsFacts::default()
             }),
             ..Connection::default()
         };

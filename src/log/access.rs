@@ -462,6 +462,7 @@ mod tests {
                 version: "TLSv1.3",
                 cipher: "TLS_AES_128_GCM_SHA256",
                 server_name: String::new(),
+                ..TlsFacts::default()
             }),
             ..Connection::default()
         });

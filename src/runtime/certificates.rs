@@ -141,9 +141,13 @@ impl Certificates {
     ) -> Option<Arc<CertifiedKey>> {
         match (&config.cert, &config.key, config.self_signed) {
             (Some(cert), Some(key), false) => {
-                load_pair(cert, key, config.password_file.as_deref(), at, b).map(Arc::new)
+                let mut own = load_pair(cert, key, config.password_file.as_deref(), at, b)?;
+                if let Some(file) = &config.ocsp {
+                    staple(&mut own, file, &at.key("ocsp"), b);
+                }
+                Some(Arc::new(own))
             }
-            (None, None, true) if config.password_file.is_none() => {
+            (None, None, true) if config.password_file.is_none() && config.ocsp.is_none() => {
                 self.self_signed(hosts, before, at, b)
             }
             (_, _, true) => {
@@ -219,6 +223,14 @@ fn load_pair(
             .hint("certificate and key must have been made together"),
     };
     None
+}
+
+fn staple(certificate: &mut CertifiedKey, file: &Path, at: &At<'_>, b: &mut Build<'_>) {
+    if let Err(message) = certificate.staple(&b.sources.input(at, file)) {
+        b.error(at, message);
+    } else if certificate.has_stale_staple(SystemTime::now()) {
+        b.warn(at, "an OCSP response that is out of date: it is not shown");
+    }
 }
 
 /// What the handshakes of one listener ask.

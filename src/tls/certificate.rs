@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::SystemTime;
 
 use boring::asn1::{Asn1Time, Asn1TimeRef};
 use boring::error::ErrorStack;
@@ -13,12 +14,14 @@ use boring::ssl::{SslConnectorBuilder, SslRef};
 use boring::x509::X509;
 
 use super::hello::Algorithm;
+use super::ocsp::Staple;
 
 /// A certificate chain with the key of its first certificate.
 pub struct CertifiedKey {
     leaf: X509,
     intermediates: Vec<X509>,
     key: PKey<Private>,
+    staple: Option<Staple>,
     /// What clients must be able to check.
     algorithm: Algorithm,
     /// Names that the certificate is for, lower case, perhaps with `*.`.
@@ -69,8 +72,24 @@ impl CertifiedKey {
             leaf,
             intermediates: chain.collect(),
             key,
+            staple: None,
             algorithm,
         })
+    }
+
+    /// Adds an answer of its authority, to be shown along with it.
+    ///
+    /// # Errors
+    /// When the file is unreadable, or does not hold the answer that this certificate is good.
+    pub fn staple(&mut self, file: &Path) -> Result<(), String> {
+        self.staple = Some(Staple::parse(read(file)?, &self.leaf)?);
+        Ok(())
+    }
+
+    /// Whether it is to be shown along with an answer that does not count any more.
+    pub fn has_stale_staple(&self, now: SystemTime) -> bool {
+        let staple = self.staple.as_ref();
+        staple.is_some_and(|staple| staple.current(now).is_none())
     }
 
     /// Makes a certificate for `hosts` that nobody vouches for.
@@ -112,6 +131,7 @@ impl CertifiedKey {
             leaf,
             intermediates: Vec::new(),
             key,
+            staple: None,
             algorithm: Algorithm::EcdsaP256,
         })
     }
@@ -154,6 +174,10 @@ impl CertifiedKey {
         ssl.set_certificate(&self.leaf)?;
         for certificate in &self.intermediates {
             ssl.add_chain_cert(certificate)?;
+        }
+        let staple = self.staple.as_ref();
+        if let Some(response) = staple.and_then(|staple| staple.current(SystemTime::now())) {
+            ssl.set_ocsp_status(response)?;
         }
         ssl.set_private_key(&self.key)
     }

@@ -265,7 +265,7 @@ fn name(name: &X509NameRef) -> Option<String> {
     name.print_ex(RFC2253)
 }
 
-fn unix(time: SystemTime) -> i64 {
+pub(super) fn unix(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs().cast_signed())
 }

@@ -5,6 +5,7 @@
 //!  hello.rs        what a client says of itself before it is shown one
 //!  acceptor.rs     a new connection -> an established TLS stream
 //!  tickets.rs      keys to resume sessions with, over reloads and on other nodes
+//!  ocsp.rs         what an authority says of a certificate
 //!  client_auth.rs  certificates of clients
 //! ```
 
@@ -21,6 +22,7 @@ mod acceptor;
 mod certificate;
 pub mod client_auth;
 mod hello;
+mod ocsp;
 mod tickets;
 
 pub use acceptor::{Acceptor, Resolve, Resolver, Settings};
@@ -40,6 +42,9 @@ pub struct Config {
     pub key: Option<PathBuf>,
     /// File with passwords of an encrypted key, one on each line, which are tried in turn. nginx: `ssl_password_file`.
     pub password_file: Option<PathBuf>,
+    /// File with an answer of the certificate's authority, in DER, that it is still good (OCSP), to be shown along with it
+    /// while it counts. nginx: `ssl_stapling_file`.
+    pub ocsp: Option<PathBuf>,
     /// Make a certificate for the site's hosts when weir starts, kept until it ends. Browsers warn about it.
     #[serde(default)]
     pub self_signed: bool,

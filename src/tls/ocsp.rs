@@ -93,9 +93,9 @@ fn responses(mut response: &[u8]) -> Option<Vec<Single<'_>>> {
     let mut basic = take(&mut basic, SEQUENCE)?;
     let mut data = take(&mut basic, SEQUENCE)?;
     if data.first() == Some(&EXPLICIT) {
-        any(&mut data)?; // the version
+        next(&mut data)?; // the version
     }
-    any(&mut data)?; // who answers
+    next(&mut data)?; // who answers
     take(&mut data, GENERALIZED_TIME)?;
     let mut list = take(&mut data, SEQUENCE)?;
     let mut singles = Vec::new();
@@ -111,12 +111,12 @@ fn single(mut single: &[u8]) -> Option<Single<'_>> {
     let issuer_hash = take(&mut id, OCTET_STRING)?;
     take(&mut id, OCTET_STRING)?; // of the issuer's key
     let serial = take(&mut id, INTEGER)?;
-    let (status, _) = any(&mut single)?;
+    let (status, _) = next(&mut single)?;
     take(&mut single, GENERALIZED_TIME)?;
     let until = match single.first() {
         Some(&EXPLICIT) => {
-            let mut next = take(&mut single, EXPLICIT)?;
-            let text = str::from_utf8(take(&mut next, GENERALIZED_TIME)?).ok()?;
+            let mut explicit = take(&mut single, EXPLICIT)?;
+            let text = str::from_utf8(take(&mut explicit, GENERALIZED_TIME)?).ok()?;
             let time = NaiveDateTime::parse_from_str(text, "%Y%m%d%H%M%SZ").ok()?;
             Some(time.and_utc().timestamp())
         }
@@ -132,12 +132,12 @@ fn single(mut single: &[u8]) -> Option<Single<'_>> {
 
 /// Takes the next value, which has this tag, from the front.
 fn take<'a>(input: &mut &'a [u8], tag: u8) -> Option<&'a [u8]> {
-    let (found, content) = any(input)?;
+    let (found, content) = next(input)?;
     (found == tag).then_some(content)
 }
 
 /// Takes the next value, with its tag, from the front.
-fn any<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
+fn next<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
     let (&[tag, short], mut rest) = input.split_first_chunk()?;
     let mut length = usize::from(short);
     if short >= 0x80 {

@@ -17,6 +17,9 @@ use boring::x509::{X509, X509Builder, X509Name, X509NameBuilder, X509NameRef, X5
 /// How long certificates live, in days: long enough that nobody warns of their end.
 const LIFE: i64 = 90;
 
+/// Its name, as an algorithm of a signature.
+const ECDSA_WITH_SHA256: &[u8] = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
+
 /// A certificate authority that nobody trusts.
 pub struct Authority {
     certificate: X509,
@@ -67,25 +70,52 @@ impl Authority {
         self.certificate.to_pem().expect("encode")
     }
 
+    /// An OCSP response about a certificate, in DER, that counts until some days from now.
+    pub fn answer(&self, pair: &Pair, word: Word, days: i64) -> Vec<u8> {
+        const SHA1: &[u8] = b"\x06\x05\x2b\x0e\x03\x02\x1a";
+        const BASIC: &[u8] = b"\x06\x09\x2b\x06\x01\x05\x05\x07\x30\x01\x01";
+        let time = |days| {
+            let date = chrono::Utc::now() + chrono::Duration::days(days);
+            der(0x18, &[date.format("%Y%m%d%H%M%SZ").to_string().as_bytes()])
+        };
+        let before = time(days.min(0) - 1);
+        let name = self.certificate.subject_name().to_der().expect("encode");
+        let hash = boring::hash::hash(MessageDigest::sha1(), &name).expect("hash");
+        let hash = der(4, &[&hash]);
+        let id = der(0x30, &[&der(0x30, &[SHA1]), &hash, &hash, &pair.serial()]);
+        let status = match word {
+            Word::Good => der(0x80, &[]),
+            Word::Revoked => der(0xa1, &[&before]),
+        };
+        let until = der(0xa0, &[&time(days)]);
+        let single = der(0x30, &[&id, &status, &before, &until]);
+        let by = der(0xa1, &[&name]);
+        let body = der(0x30, &[&by, &before, &der(0x30, &[&single])]);
+        let basic = der(0x30, &[&body, &self.sign(&body)]);
+        let bytes = der(0x30, &[BASIC, &der(4, &[&basic])]);
+        der(0x30, &[b"\x0a\x01\x00", &der(0xa0, &[&bytes])])
+    }
+
+    /// How it signs, and the signature.
+    fn sign(&self, body: &[u8]) -> Vec<u8> {
+        let mut signer = Signer::new(MessageDigest::sha256(), &self.key).expect("a signer");
+        let signature = signer.sign_oneshot_to_vec(body).expect("sign");
+        [ECDSA_WITH_SHA256, &der(3, &[&[0], &signature])].concat()
+    }
+
     /// A list, in PEM, that revokes these certificates.
     pub fn revoke(&self, revoked: &[&Pair]) -> String {
-        const ECDSA_WITH_SHA256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
-        let algorithm = der(0x30, &[ECDSA_WITH_SHA256]);
         let [now, later] = [0, 1].map(|days| {
             let date = chrono::Utc::now() + chrono::Duration::days(days);
             der(0x17, &[date.format("%y%m%d%H%M%SZ").to_string().as_bytes()])
         });
-        let entries = revoked.iter().map(|pair| {
-            let pem = std::fs::read(&pair.cert).expect("read the certificate");
-            let certificate = X509::from_pem(&pem).expect("a certificate");
-            der(0x30, &[&serial(&certificate), &now])
-        });
+        let entries = revoked
+            .iter()
+            .map(|pair| der(0x30, &[&pair.serial(), &now]));
         let issuer = self.certificate.subject_name().to_der().expect("encode");
         let entries = der(0x30, &[&entries.collect::<Vec<_>>().concat()]);
-        let body = der(0x30, &[&algorithm, &issuer, &now, &later, &entries]);
-        let mut signer = Signer::new(MessageDigest::sha256(), &self.key).expect("a signer");
-        let signature = signer.sign_oneshot_to_vec(&body).expect("sign");
-        let list = der(0x30, &[&body, &algorithm, &der(3, &[&[0], &signature])]);
+        let body = der(0x30, &[ECDSA_WITH_SHA256, &issuer, &now, &later, &entries]);
+        let list = der(0x30, &[&body, &self.sign(&body)]);
         let text = boring::base64::encode_block(&list);
         format!("-----BEGIN X509 CRL-----\n{text}\n-----END X509 CRL-----\n")
     }
@@ -149,6 +179,19 @@ impl Authority {
     }
 }
 
+impl Pair {
+    /// The number of the certificate, encoded.
+    fn serial(&self) -> Vec<u8> {
+        let pem = std::fs::read(&self.cert).expect("read the certificate");
+        let certificate = X509::from_pem(&pem).expect("a certificate");
+        let number = certificate.serial_number().to_bn().expect("a number");
+        let number = number.to_vec();
+        // A first bit that is set would make it negative.
+        let sign = &[0][..usize::from(number[0] >> 7)];
+        der(2, &[sign, &number])
+    }
+}
+
 /// The names that a certificate is good for.
 pub fn names(certificate: &X509Ref) -> Vec<String> {
     let Some(alternatives) = certificate.subject_alt_names() else {
@@ -158,17 +201,15 @@ pub fn names(certificate: &X509Ref) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// The number of a certificate, encoded.
-pub fn serial(certificate: &X509Ref) -> Vec<u8> {
-    let number = certificate.serial_number().to_bn().expect("a number");
-    let number = number.to_vec();
-    // A first bit that is set would make it negative.
-    let sign = &[0][..usize::from(number[0] >> 7)];
-    der(2, &[sign, &number])
+/// What an authority may say of a certificate (RFC 6960).
+#[derive(Clone, Copy)]
+pub enum Word {
+    Good,
+    Revoked,
 }
 
 /// A value of ASN.1 in its distinguished encoding.
-pub fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();
     let [.., high, low] = content.len().to_be_bytes();
     let length = match content.len() {

@@ -10,7 +10,7 @@ use boring::ssl::{
     SslVerifyMode, SslVersion,
 };
 
-use super::certs::{self, Pair};
+use super::certs::Pair;
 use super::client::Connection;
 
 /// Believes any certificate. From its second connection on it resumes the session of the one before.
@@ -23,8 +23,6 @@ pub struct TlsClient {
 pub struct Shaken {
     pub connection: Connection,
     pub resumed: bool,
-    /// Names in the server's certificate.
-    pub names: Vec<String>,
     /// Of the key in it; none where the session was resumed without it.
     pub key: Option<Id>,
     pub cipher: &'static str,
@@ -77,11 +75,9 @@ impl TlsClient {
             .connect(server_name, stream)
             .map_err(|error| io::Error::other(error.to_string()))?;
         let ssl = stream.ssl();
-        let certificate = ssl.peer_certificate();
-        let key = certificate.as_ref().and_then(|own| own.public_key().ok());
+        let key = ssl.peer_certificate().and_then(|own| own.public_key().ok());
         Ok(Shaken {
             resumed: ssl.session_reused(),
-            names: certificate.as_deref().map(certs::names).unwrap_or_default(),
             key: key.map(|key| key.id()),
             cipher: ssl.current_cipher().map_or("", |cipher| cipher.name()),
             group: ssl.curve_name().unwrap_or_default(),
