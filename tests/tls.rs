@@ -384,6 +384,20 @@ fn sessions_are_resumed_over_a_reload_that_changes_the_listener() {
 }
 
 #[test]
+fn sessions_are_resumed_by_the_next_process() {
+    let mut weir = with_pairs().start(&document(""));
+    let clients = VERSIONS.map(TlsClient::of_version);
+    for client in &clients {
+        assert!(resumes(client, &weir, &weir));
+    }
+    let mut old = weir.upgrade();
+    assert!(old.wait().is_some_and(|status| status.success()));
+    for client in &clients {
+        assert!(visit(client, &weir));
+    }
+}
+
+#[test]
 fn sessions_are_resumed_by_nodes_that_share_keys() {
     let [one, two, three] = [1, 2, 3].map(|byte| vec![byte; 80]);
     let node = |keys: &str| {

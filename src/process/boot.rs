@@ -92,6 +92,11 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
     if how.upgrade {
         let inheritance = take_over(&boot, receiver, &mut debut.background)?;
         sockets.extend(inheritance.sockets);
+        if let Some(file) = inheritance.ticket_keys
+            && let Err(e) = swap::adopt_ticket_keys(snapshot.ticket_keys(), file)
+        {
+            log::warn!("sessions of the running process are not resumed: {e}");
+        }
         debut.successor = Some(inheritance.successor);
         debut.stderr = inheritance.stderr;
     }
@@ -110,6 +115,7 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
             background: how.daemon,
             upgrade_sock: boot.upgrade_sock.clone(),
             pid_file: pid_file.clone(),
+            ticket_keys: snapshot.ticket_keys().clone(),
         }),
         Source::Text { .. } => None,
     };

@@ -4,9 +4,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -23,6 +25,7 @@ use super::daemon::PidFile;
 use super::systemd;
 use super::upgrade::{self, Heir};
 use crate::net::bind::ListenSocket;
+use crate::tls::TicketKeys;
 
 /// How much of what a new process says is told when it fails.
 const LAST_LINES: usize = 30;
@@ -42,7 +45,12 @@ pub struct Swapper {
     /// Where one that is started by hand waits.
     pub upgrade_sock: PathBuf,
     pub pid_file: Option<Arc<PidFile>>,
+    /// Made by this process, or by the ones before it.
+    pub ticket_keys: Arc<TicketKeys>,
 }
+
+/// What the next process gets, by name.
+type Estate = Vec<(String, Arc<dyn AsFd + Send + Sync>)>;
 
 /// Why there is no new process; this one goes on.
 #[derive(Debug)]
@@ -119,7 +127,8 @@ impl Swapper {
             leash: leash.clone(),
             limit,
         };
-        let outcome = on_a_thread(move || birth.attend(ours, theirs, &sockets).map(Some))?;
+        let estate = self.estate(sockets);
+        let outcome = on_a_thread(move || birth.attend(ours, theirs, &estate).map(Some))?;
         Ok(Swap {
             outcome,
             leash: Some(leash),
@@ -132,13 +141,27 @@ impl Swapper {
     /// When there can be no thread.
     pub fn find(&self, sockets: Sockets) -> io::Result<Swap> {
         let path = self.upgrade_sock.clone();
+        let estate = self.estate(sockets);
         let outcome = on_a_thread(move || {
-            upgrade::hand_over(&path, &sockets).map_err(|e| Failed::because(e.to_string()))
+            upgrade::hand_over(&path, &estate).map_err(|e| Failed::because(e.to_string()))
         })?;
         Ok(Swap {
             outcome,
             leash: None,
         })
+    }
+
+    /// The sockets, and the keys of session tickets: clients go on resuming their sessions with the next process.
+    fn estate(&self, sockets: Sockets) -> Estate {
+        let sockets = sockets.into_iter();
+        let mut estate: Estate = sockets
+            .map(|(name, socket)| (name, socket as Arc<dyn AsFd + Send + Sync>))
+            .collect();
+        match ticket_keys_file(&self.ticket_keys) {
+            Ok(file) => estate.push((upgrade::TICKET_KEYS.to_owned(), Arc::new(file))),
+            Err(e) => log::warn!("keys of sessions are not handed over: {e}"),
+        }
+        estate
     }
 
     /// Whether there is another program now where this one was started from. Not while there is none: whoever replaces it
@@ -173,6 +196,29 @@ impl Swapper {
     }
 }
 
+/// A file that is nowhere but in memory.
+fn ticket_keys_file(keys: &TicketKeys) -> io::Result<File> {
+    let mut file = File::from(memfd_create("ticket keys", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&keys.to_bytes(Instant::now()))?;
+    Ok(file)
+}
+
+/// Takes the keys of the process before this one.
+///
+/// # Errors
+/// When it is not they that are in the file.
+pub fn adopt_ticket_keys(keys: &TicketKeys, file: OwnedFd) -> io::Result<()> {
+    let file = File::from(file);
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length.min(TicketKeys::MAX_BYTES)];
+    // The place that the writer has in it is shared.
+    file.read_exact_at(&mut bytes, 0)?;
+    match keys.adopt(&bytes, Instant::now()) {
+        true => Ok(()),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {
@@ -201,13 +247,13 @@ struct Birth {
 }
 
 impl Birth {
-    fn attend(self, ours: OwnedFd, theirs: OwnedFd, sockets: &Sockets) -> Result<Heir, Failed> {
+    fn attend(self, ours: OwnedFd, theirs: OwnedFd, estate: &Estate) -> Result<Heir, Failed> {
         let deadline = Instant::now() + self.limit;
         let (mut child, words) = self
             .spawn(theirs)
             .map_err(|e| Failed::because(format!("{e:#}")))?;
         let stderr = io::stderr();
-        let error = match upgrade::pass(ours, sockets, Some(stderr.as_fd()), deadline) {
+        let error = match upgrade::pass(ours, estate, Some(stderr.as_fd()), deadline) {
             Ok(mut heir) => {
                 heir.child = Some(child);
                 return Ok(heir);

@@ -5,8 +5,8 @@
 //! listens on `upgrade_sock`, and the running one connects on QUIT. What is said then is the same:
 //!
 //! ```text
-//!  old -> new   each listening socket with the address it was bound to; standard error, where the old one started
-//!               the new one; the end
+//!  old -> new   each listening socket with the address it was bound to; the keys of session tickets; standard error,
+//!               where the old one started the new one; the end
 //!  new -> old   `ready PID VERSION` once it serves
 //!  old -> new   `keep`, when the new one has stayed for a second: from here on the old one drains
 //! ```
@@ -68,6 +68,9 @@ const PROBATION: &[u8] = b"probation";
 const REOPEN: &[u8] = b"reopen";
 const WITHDRAW: &[u8] = b"withdraw";
 const FIGURES: &str = "figures";
+/// The keys of session tickets go among the sockets, by a name that no address has: a process that knows nothing of
+/// them leaves them aside.
+pub const TICKET_KEYS: &str = "ticket keys";
 /// Longest message: a kind, `unix:` and a path (`sun_path` is shorter).
 const MAX_MESSAGE: usize = 1024;
 
@@ -97,6 +100,8 @@ pub enum Receiver {
 #[derive(Debug)]
 pub struct Inheritance {
     pub sockets: Sockets,
+    /// A file with the keys that the old process has made for session tickets.
+    pub ticket_keys: Option<OwnedFd>,
     /// Where this process is to write its errors once it serves; so far, the old one reads them.
     pub stderr: Option<OwnedFd>,
     pub successor: Successor,
@@ -162,6 +167,7 @@ impl Receiver {
             }
         }
         Ok(Inheritance {
+            ticket_keys: sockets.remove(TICKET_KEYS),
             sockets,
             stderr,
             successor: Successor { sender },

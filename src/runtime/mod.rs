@@ -138,6 +138,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The keys of session tickets that are made here: the same ones in all snapshots.
+    pub fn ticket_keys(&self) -> &Arc<TicketKeys> {
+        &self.ticket_keys
+    }
+
     /// Requests that the live snapshot serves: each holds it, and beside them only [`Live`] and the caller.
     fn holders(self: &Arc<Self>) -> usize {
         Arc::strong_count(self).saturating_sub(2)

@@ -68,7 +68,8 @@ pub struct ListenerConfig {
     /// `ssl_ecdh_curve`.
     pub groups: Option<Vec<String>>,
     /// Files of 48 or 80 random bytes with the keys of session tickets: the first encrypts, all decrypt. With the same
-    /// files, nodes resume each other's sessions. Default: keys made here, kept over reloads, a new one every 12 hours.
+    /// files, nodes resume each other's sessions. Default: keys made here, kept over reloads and
+    /// handed to the next process, a new one every 12 hours.
     /// nginx: `ssl_session_ticket_key`.
     pub ticket_keys: Option<OneOrMany<PathBuf>>,
     /// Ask clients for a certificate. Default: do not.

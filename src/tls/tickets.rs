@@ -22,6 +22,8 @@ const ROTATION: Duration = Duration::from_secs(12 * 60 * 60);
 const KEPT: usize = 3;
 
 const NAME: usize = 16;
+/// Length of a key with AES-256.
+const LONG: usize = 80;
 /// Length of an initialisation vector of AES-CBC.
 const IV: usize = 16;
 
@@ -83,9 +85,9 @@ impl TicketKey {
     }
 
     fn random() -> Result<TicketKey, ErrorStack> {
-        let mut bytes = [0; 80];
+        let mut bytes = [0; LONG];
         boring::rand::rand_bytes(&mut bytes)?;
-        Ok(TicketKey::parse(&bytes).expect("80 bytes are a key"))
+        Ok(TicketKey::parse(&bytes).expect("so long is a key"))
     }
 
     fn cipher(&self) -> Cipher {
@@ -129,9 +131,39 @@ impl TicketKeys {
         }))))
     }
 
-    /// Whether they are made here.
-    pub fn are_own(&self) -> bool {
-        matches!(self, TicketKeys::Own(_))
+    /// How many bytes [`TicketKeys::to_bytes`] may come to.
+    pub const MAX_BYTES: usize = size_of::<u64>() + KEPT * LONG;
+
+    /// Keys made here, for the next process: how many seconds the first has been in use, and all of them.
+    pub fn to_bytes(&self, now: Instant) -> Vec<u8> {
+        let TicketKeys::Own(OwnKeys(ring)) = self else {
+            return Vec::new();
+        };
+        let ring = ring.read();
+        let age = now.saturating_duration_since(ring.since).as_secs();
+        let keys = ring.keys.iter();
+        let keys = keys.flat_map(|key| [&key.name[..], &key.hmac, &key.aes].concat());
+        age.to_be_bytes().into_iter().chain(keys).collect()
+    }
+
+    /// Goes on with the keys of the process before. False: it is not they that are in `bytes`.
+    pub fn adopt(&self, bytes: &[u8], now: Instant) -> bool {
+        let (TicketKeys::Own(OwnKeys(ring)), Some((age, keys))) = (self, bytes.split_first_chunk())
+        else {
+            return false;
+        };
+        let (keys, rest) = keys.as_chunks::<LONG>();
+        let keys: Vec<TicketKey> = keys
+            .iter()
+            .filter_map(|key| TicketKey::parse(key))
+            .collect();
+        if keys.is_empty() || !rest.is_empty() {
+            return false;
+        }
+        let age = Duration::from_secs(u64::from_be_bytes(*age));
+        let since = now.checked_sub(age).unwrap_or(now);
+        *ring.write() = Ring { keys, since };
+        true
     }
 
     fn with<T>(&self, now: Instant, f: impl FnOnce(&[TicketKey]) -> T) -> T {
@@ -210,6 +242,28 @@ mod tests {
         assert_eq!(short.hmac, bytes[32..48]);
         for length in [0, 15, 16, 47, 49, 79] {
             assert!(TicketKey::parse(&bytes[..length]).is_none(), "{length}");
+        }
+    }
+
+    #[test]
+    fn next_process_goes_on_with_the_keys_and_their_age() {
+        let start = Instant::now();
+        let hours = |hours: u64| start + Duration::from_secs(hours * 60 * 60);
+        let (old, new) = (TicketKeys::own(start), TicketKeys::own(start));
+        let (old, new) = (old.unwrap(), new.unwrap());
+        let names = |keys: &TicketKeys, now| {
+            keys.with(now, |keys| {
+                keys.iter().map(|key| key.name).collect::<Vec<_>>()
+            })
+        };
+        let before = names(&old, hours(12));
+        let bytes = old.to_bytes(hours(13));
+        assert!(bytes.len() <= TicketKeys::MAX_BYTES);
+        assert!(new.adopt(&bytes, hours(13)));
+        assert_eq!(names(&new, hours(23)), before);
+        assert_eq!(names(&new, hours(24))[1..], before);
+        for cut in [0, 7, 8, 50, bytes.len() - 1] {
+            assert!(!new.adopt(&bytes[..cut], hours(13)), "{cut}");
         }
     }
 
