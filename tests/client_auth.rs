@@ -6,6 +6,7 @@ use crate::harness::certs::{Authority, Pair};
 use crate::harness::client::{Response, get};
 use crate::harness::origin::Origin;
 use crate::harness::tls_client::{TlsClient, only, show};
+use crate::harness::wait::{PATIENCE, eventually};
 use crate::harness::{Setup, Weir, dedent};
 
 const VERSIONS: [SslVersion; 2] = [SslVersion::TLS1_2, SslVersion::TLS1_3];
@@ -250,10 +251,8 @@ fn session_of_one_listener_is_not_resumed_with_another() {
     for version in VERSIONS {
         let client = TlsClient::of_version(version);
         let connect = |listener| client.connect(weir.address(listener), "localhost").unwrap();
-        assert_eq!(
-            connect("open").connection.fetch(&get("/")).unwrap().status,
-            200
-        );
+        let answer = connect("open").connection.fetch(&get("/"));
+        assert_eq!(answer.unwrap().text(), "NONE ");
         assert!(connect("open").resumed);
         let mut shaken = connect("https");
         assert!(!shaken.resumed);
@@ -290,4 +289,24 @@ fn bad_files_of_rules_are_mistakes_of_the_file() {
         assert!(run.stderr.contains("client_auth.ca"), "{ca}: {run:?}");
         assert!(run.stderr.contains(word), "{ca}: {run:?}");
     }
+}
+
+#[test]
+fn list_of_revoked_certificates_is_watched() {
+    let Scene {
+        setup,
+        authority,
+        good,
+        ..
+    } = scene();
+    setup.write("crl.pem", authority.revoke(&[]));
+    let setup = setup.allow("client_auth.crl").allow("reload failed");
+    let weir = setup.start(&(document("crl: crl.pem") + "watch: true\n"));
+    let status = || ask(&weir, &TlsClient::showing(&good)).status;
+    assert_eq!(status(), 200);
+    weir.setup().write("crl.pem", "garbage");
+    eventually(PATIENCE, || weir.error_log().contains("reload failed"));
+    assert_eq!(status(), 200);
+    weir.setup().write("crl.pem", authority.revoke(&[&good]));
+    eventually(PATIENCE, || status() == 400);
 }

@@ -31,12 +31,16 @@ fn yaml_in_the_documentation_is_accepted() {
 fn surroundings(block: &str) -> Setup {
     let setup = Setup::new()
         .file("www/index.html", "")
-        .file("conf.d/empty.yaml", "{}");
+        .file("conf.d/empty.yaml", "{}")
+        .file("passwords", "secret\n")
+        .file("today.key", [1; 80])
+        .file("yesterday.key", [2; 80]);
     let authority = Authority::new();
     let certificate = Regex::new(r"([\w-]+)\.pem").expect("a valid pattern");
     for found in certificate.captures_iter(block) {
         authority.issue(setup.dir(), &found[1], &["shop.example"]);
     }
+    setup.write("revoked.pem", authority.revoke(&[]));
     // folders that a system with weir has
     let dir = setup.dir().display().to_string();
     let document = ["/var/log/weir", "/run/weir", "/srv"]

@@ -439,9 +439,12 @@ impl Var {
             Var::Site => put(cx.site.as_deref()?, out),
             Var::SslCipher => put(connection.tls.as_ref()?.cipher, out),
             Var::SslClient(fact) => {
-                let shown = connection.tls.as_ref()?.client.as_ref()?;
                 let mut text = String::new();
-                shown.write(*fact, view.wall, &mut text)?;
+                match &connection.tls.as_ref()?.client {
+                    Some(shown) => shown.write(*fact, view.wall, &mut text)?,
+                    None if *fact == ClientFact::Verify => text.push_str("NONE"),
+                    None => return None,
+                }
                 put(text, out);
             }
             Var::SslCurve => put(some(connection.tls.as_ref()?.group)?, out),

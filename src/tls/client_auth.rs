@@ -116,18 +116,28 @@ impl Config {
             crl = Some(file);
         }
         let authorities = authorities.ok()?;
-        for authority in &authorities {
-            rules.extend(authority.to_der().ok()?);
+        match digest(rules, &authorities) {
+            Ok(rules) => Some(ClientAuth {
+                mode: self.mode,
+                depth: self.depth,
+                ca,
+                authorities,
+                crl,
+                rules,
+            }),
+            Err(e) => {
+                issues.error(at, format!("the TLS library refuses this: {e}"));
+                None
+            }
         }
-        Some(ClientAuth {
-            mode: self.mode,
-            depth: self.depth,
-            ca,
-            authorities,
-            crl,
-            rules: hash(MessageDigest::sha256(), &rules).ok()?.to_vec(),
-        })
     }
+}
+
+fn digest(mut rules: Vec<u8>, authorities: &[X509]) -> Result<Vec<u8>, ErrorStack> {
+    for authority in authorities {
+        rules.extend(authority.to_der()?);
+    }
+    Ok(hash(MessageDigest::sha256(), &rules)?.to_vec())
 }
 
 fn authorities(file: &Path) -> Result<Vec<X509>, String> {
