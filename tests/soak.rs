@@ -387,7 +387,8 @@ fn no_request_fails_whatever_changes() {
     // listeners, logs and what the runtime has; idle connections to the backends are few
     eventually(PATIENCE, || last.open_files() < FILES);
     assert!(last.memory() < MEMORY, "{} bytes", last.memory());
-    assert_eq!(last.siblings(), 0, "no older process is left");
+    // the one before may still wait for clients that do not come back
+    eventually(PATIENCE, || last.siblings() == 0);
     last.signal(Signal::SIGTERM);
     eventually(PATIENCE, || !last.is_running());
 }
