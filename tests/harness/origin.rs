@@ -86,6 +86,7 @@ struct State {
     behaviour: Mutex<Behaviour>,
     requests: Mutex<Vec<Recorded>>,
     connections: AtomicUsize,
+    open: AtomicUsize,
     healthy: AtomicBool,
     probes: AtomicUsize,
     /// Bytes of bodies that sinks have taken so far.
@@ -162,6 +163,7 @@ impl Origin {
             behaviour: Mutex::new(behaviour),
             requests: Mutex::default(),
             connections: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             healthy: AtomicBool::new(true),
             probes: AtomicUsize::new(0),
             received: AtomicU64::new(0),
@@ -238,8 +240,14 @@ impl Origin {
         requests.remove(0)
     }
 
+    /// All connections so far.
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::Relaxed)
+    }
+
+    /// Those that have not ended.
+    pub fn open_connections(&self) -> usize {
+        self.state.open.load(Ordering::Relaxed)
     }
 
     pub fn probes(&self) -> usize {
@@ -302,6 +310,8 @@ async fn accept_unix(listener: UnixListener, state: Arc<State>) {
 }
 
 async fn converse(stream: Box<dyn Stream>, state: Arc<State>) {
+    state.open.fetch_add(1, Ordering::Relaxed);
+    let ended = Arc::clone(&state);
     let mut conversation = Conversation {
         stream,
         buffer: Vec::new(),
@@ -310,6 +320,7 @@ async fn converse(stream: Box<dyn Stream>, state: Arc<State>) {
     };
     // peers may go away at any time; what that means is for the test to judge
     let _ = conversation.run().await;
+    ended.open.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// One connection to an origin.
