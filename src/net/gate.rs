@@ -19,12 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
-    TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{IO, Shutdown};
 use pingora_timeout::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
@@ -417,46 +412,7 @@ impl<S: Transport> fmt::Debug for Gate<S> {
     }
 }
 
-impl<S: Transport> UniqueID for Gate<S> {
-    fn id(&self) -> UniqueIDType {
-        self.held().stream.id()
-    }
-}
-
-impl<S: Transport> Ssl for Gate<S> {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.held().stream.get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.held().stream.get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.held().stream.selected_alpn_proto()
-    }
-}
-
-#[async_trait]
-impl<S: Transport> Peek for Gate<S> {}
-
-impl<S: Transport> GetTimingDigest for Gate<S> {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.held().stream.get_timing_digest()
-    }
-}
-
-impl<S: Transport> GetProxyDigest for Gate<S> {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.held().stream.get_proxy_digest()
-    }
-}
-
-impl<S: Transport> GetSocketDigest for Gate<S> {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.held().stream.get_socket_digest()
-    }
-}
+ask_beneath!([S: Transport] Gate<S>, |this| this.held().stream);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
 //!  bounds.rs       how long a client may take, and how much it may send, before anything is known of it
 //!  handshakes.rs   how many TLS handshakes one client has under way
+//!  beneath.rs      streams in front of streams, and what Pingora asks of them
 //!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
 //!  http2.rs        a connection that speaks HTTP/2: what its client may do to the engine, and its end
 //!  tunnel.rs       a WebSocket, and its end when the process drains
@@ -26,6 +27,9 @@ use serde::Deserialize;
 
 use crate::http::version::{Protocol, Protocols};
 use crate::value::OneOrMany;
+
+#[macro_use]
+mod beneath;
 
 pub mod accept;
 pub mod bind;
