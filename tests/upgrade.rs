@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -451,6 +452,36 @@ fn new_process_that_answers_errors_is_taken_back() {
     assert_ne!(last.pid.to_string(), weir.pid().to_string());
     last.signal(Signal::SIGTERM);
     eventually(PATIENCE, || !last.is_running());
+}
+
+#[test]
+fn new_process_that_is_slower_is_taken_back() {
+    let quick = Origin::fixed("ok");
+    let slow = Origin::start(Behaviour::Late("ok".to_owned(), Duration::from_millis(400)));
+    let document = "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools: { app: { backends: ['{app}'] } }
+        sites: { main: { hosts: ['*'], routes: [{ proxy: app }] } }
+        ";
+    let weir = Weir::with("app", &quick)
+        .allow("upgrade failed")
+        .start(document);
+    let setup = weir.setup();
+    let load = Load::start(Kind::KeepAlive, weir.address("http"), 32);
+    load.wait_for_answers(600);
+    setup.write_config(&document.replace("{app}", &slow.to_string()));
+    let run = order(setup, &["--probation", "60s"]);
+    assert_eq!(run.status, 3, "{run:?}");
+    assert!(
+        run.stderr.contains(": the slowest hundredth of its "),
+        "{run:?}"
+    );
+    assert!(run.stderr.ends_with("; this one goes on\n"), "{run:?}");
+    let answered = slow.hits();
+    assert!(answered > 0, "the new process has served");
+    load.wait_for_answers(100);
+    load.stop_without_failure();
+    eventually(PATIENCE, || children(weir.pid()) == 0);
 }
 
 #[test]

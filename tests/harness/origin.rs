@@ -45,6 +45,8 @@ pub enum Behaviour {
     Dribble,
     /// As `Fixed`, but only once it is released.
     Held(String),
+    /// As `Fixed`, so much later.
+    Late(String, Duration),
     /// A chunked body in this many parts `part 0\n`, `part 1\n` ...; each waits to be released.
     Steps(usize),
     /// Reads the request and closes without a word.
@@ -409,6 +411,10 @@ impl Conversation {
             Behaviour::Dribble => self.dribble().await?,
             Behaviour::Held(text) => {
                 self.state.released().await;
+                self.write_answer("200 OK", text.as_bytes()).await?;
+            }
+            Behaviour::Late(text, by) => {
+                tokio::time::sleep(by).await;
                 self.write_answer("200 OK", text.as_bytes()).await?;
             }
             Behaviour::Steps(count) => self.write_steps(count).await?,
