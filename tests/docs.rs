@@ -33,6 +33,7 @@ fn surroundings(block: &str) -> Setup {
         .file("www/index.html", "")
         .file("conf.d/empty.yaml", "{}")
         .file("passwords", "secret\n")
+        .file("blocked.txt", "192.0.2.0/24\n")
         .file("today.key", [1; 80])
         .file("yesterday.key", [2; 80]);
     let authority = Authority::new();

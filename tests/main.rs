@@ -13,6 +13,7 @@ mod config; // config/*.case: one mistake each
 mod quick_start; // weir proxy, weir files
 
 // the way of a request
+mod access; // who may come, by address
 mod actions; // redirect, respond, status
 mod balance; // who gets a request
 mod changing_files; // truncated, replaced, renamed and closed while they are served

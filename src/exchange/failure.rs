@@ -27,6 +27,8 @@ pub enum Failure {
     ClientCert,
     /// No route of the site matches.
     NoRoute,
+    /// The `access` policy refuses the client's address.
+    Access,
     /// Every member of the pool is down.
     PoolDown,
     /// Every member of the pool that could be asked has as many requests as it takes.
@@ -63,6 +65,7 @@ impl Failure {
             Failure::NoClientCert | Failure::ClientCert => 400,
             Failure::NoSite { secure: true } | Failure::Misdirected => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
+            Failure::Access => 403,
             Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
             Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
@@ -91,6 +94,7 @@ impl Failure {
             Failure::NoClientCert => "no_client_cert",
             Failure::ClientCert => "client_cert",
             Failure::NoRoute => "no_route",
+            Failure::Access => "access",
             Failure::PoolDown => "pool_down",
             Failure::PoolBusy => "pool_busy",
             Failure::QueueTimeout => "queue_timeout",

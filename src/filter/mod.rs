@@ -10,6 +10,7 @@
 //! mistake in a site's policy is reported once and at its place, not once per route, and routes share what they
 //! inherit.
 
+pub mod access;
 pub mod headers;
 pub mod request_id;
 pub mod rewrite;
@@ -28,6 +29,7 @@ use crate::issue::At;
 use crate::value::OrOff;
 use crate::value::keys::{self, Keyed};
 
+use access::Access;
 use headers::Headers;
 use request_id::RequestId;
 use rewrite::Rewrite;
@@ -212,6 +214,9 @@ registry! {
     /// Gives each request an identifier, for logs on both sides.
     // first: whatever ends the request later, its log line has the identifier
     request_id => RequestId,
+    /// Lets clients in or refuses them, by address.
+    // before all that counts, asks or remembers: whom it refuses costs nothing more
+    access => Access,
     /// Changes the path that the action sees.
     rewrite => Rewrite,
     /// Sets, adds and removes headers of the request to the backend and of the answer to the client.
