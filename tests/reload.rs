@@ -275,6 +275,7 @@ fn files_that_change_are_loaded() {
     let setup = Setup::new()
         .allow("reload failed")
         .allow("weir.yaml")
+        .allow("the new certificate is refused")
         .file("secret", "one");
     let pair = authority.issue(setup.dir(), "site", &["shop.example"]);
     let document = |body: &str| {
@@ -315,9 +316,12 @@ fn files_that_change_are_loaded() {
             .find(|line| line.contains(" of the configuration"));
         line.expect("a generation").to_owned()
     };
+    // Certificates are renewed by themselves, unless they keep a file from being loaded.
     let before = generation();
-    authority.issue(setup.dir(), "site", &["shop.example"]);
-    eventually(PATIENCE, || generation() != before);
+    authority.issue(setup.dir(), "site", &["renewed.example"]);
+    let shown = || weir.connect_tls("shop.example").certificate;
+    eventually(PATIENCE, || shown() == ["renewed.example"]);
+    assert_eq!(generation(), before);
 
     // a mistake is told once, and so is the next one
     setup.write("conf.d/more.yaml", "sites: 5\n");
@@ -332,6 +336,13 @@ fn files_that_change_are_loaded() {
     );
     eventually(PATIENCE, || weir.fetch(&more).text() == "again");
     assert_eq!(failures(), 2);
+
+    let certificate = setup.read("site.pem");
+    setup.write("site.pem", "nothing");
+    setup.write_config(&document("last"));
+    eventually(PATIENCE, || failures() == 3);
+    setup.write("site.pem", certificate);
+    eventually(PATIENCE, || weir.get("/").text() == "last");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::harness::certs::{Authority, Word};
 use crate::harness::client::{Connection, get};
 use crate::harness::tls_client::{TlsClient, only};
 use crate::harness::wait::{PATIENCE, eventually};
-use crate::harness::{Setup, Weir};
+use crate::harness::{Setup, Weir, dedent};
 
 /// Pairs `exact`, `wild` and `fallback` in the folder, and sites that use them.
 const DOCUMENT: &str = "
@@ -95,9 +95,91 @@ fn new_certificate_is_shown_after_a_reload() {
 fn renewed_certificate_of_the_same_file_is_shown_after_a_reload() {
     let weir = with_pairs().start(DOCUMENT);
     Authority::new().issue(weir.dir(), "exact", &["renewed.example"]);
-    assert_shown(&weir, "www.shop.example", "www.shop.example", "exact");
     weir.reload(DOCUMENT);
     assert_shown(&weir, "www.shop.example", "renewed.example", "exact");
+}
+
+/// The names of the certificate that a client is shown.
+fn shown(weir: &Weir, server_name: &str) -> Vec<String> {
+    weir.connect_tls(server_name).certificate
+}
+
+/// What `weir status` says of the certificate of a site.
+fn status_of_certificate(weir: &Weir, owner: &str) -> serde_json::Value {
+    let run = weir.setup().run(&["status", "-c", "weir.yaml", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
+    assert_eq!(status["generation"], 1, "nothing was reloaded");
+    let certificates = status["certificates"].as_array().expect("a list");
+    let own = certificates.iter().find(|one| one["owner"] == owner);
+    own.expect("a certificate of it").clone()
+}
+
+#[test]
+fn renewed_certificate_is_shown_without_a_reload() {
+    let weir = with_pairs().start(DOCUMENT);
+    let mut kept = weir.connect_tls("www.shop.example");
+    // As a client of ACME does: others, over links that are turned.
+    let authority = Authority::new();
+    authority.issue_until(weir.dir(), "new", &["renewed.example"], 20);
+    for end in ["key", "pem"] {
+        let path = |name: &str| weir.dir().join(format!("{name}.{end}"));
+        std::os::unix::fs::symlink(path("new"), path("link")).expect("link");
+        std::fs::rename(path("link"), path("exact")).expect("rename");
+    }
+    eventually(PATIENCE, || {
+        shown(&weir, "www.shop.example") == ["renewed.example"]
+    });
+    let status = status_of_certificate(&weir, "sites.exact.tls");
+    assert_eq!(status["names"][0], "renewed.example");
+    assert!(status["days_left"].as_i64() < Some(21), "{status}");
+    let log = weir.error_log();
+    let told = "sites.exact.tls: certificate of `renewed.example` renewed, days left: ";
+    assert!(log.contains(told), "{log}");
+    assert_shown(&weir, "api.shop.example", "*.shop.example", "wild");
+    let answer = kept.fetch(&get("/").host("www.shop.example"));
+    assert_eq!(answer.expect("the old connection goes on").text(), "exact");
+    weir.reload(DOCUMENT);
+    assert_shown(&weir, "www.shop.example", "renewed.example", "exact");
+}
+
+#[test]
+fn bad_renewal_is_refused_and_keeps_nothing_else_from_being_renewed() {
+    let setup = with_pairs().allow("the new certificate is refused");
+    let weir = setup.start(&format!("watch: true\n{}", dedent(DOCUMENT)));
+    let authority = Authority::new();
+    weir.setup().write("exact.pem", "-----BEGIN");
+    authority.issue(weir.dir(), "wild", &["*.renewed.example"]);
+    let refused = "sites.exact.tls: the new certificate is refused: cert: ";
+    eventually(PATIENCE, || weir.error_log().contains(refused));
+    eventually(PATIENCE, || {
+        shown(&weir, "api.shop.example") == ["*.renewed.example"]
+    });
+    assert_shown(&weir, "www.shop.example", "www.shop.example", "exact");
+    let status = status_of_certificate(&weir, "sites.exact.tls");
+    assert_eq!(status["refused"], "cert: no certificate in it", "{status}");
+    let page = weir.setup().run(&["status", "-c", "weir.yaml"]).stdout;
+    assert!(
+        page.contains("new files of sites.exact.tls are refused: cert: "),
+        "{page}"
+    );
+
+    // A key of another one.
+    authority.issue(weir.dir(), "exact", &["renewed.example"]);
+    weir.setup()
+        .write("exact.key", weir.setup().read("other.key"));
+    eventually(PATIENCE, || {
+        weir.error_log().contains("not the certificate's")
+    });
+    assert_shown(&weir, "www.shop.example", "www.shop.example", "exact");
+
+    authority.issue(weir.dir(), "exact", &["renewed.example"]);
+    eventually(PATIENCE, || {
+        shown(&weir, "www.shop.example") == ["renewed.example"]
+    });
+    let status = status_of_certificate(&weir, "sites.exact.tls");
+    assert!(status["refused"].is_null(), "{status}");
+    let log = weir.error_log();
+    assert_eq!(log.matches(" is refused").count(), 2, "{log}");
 }
 
 #[test]

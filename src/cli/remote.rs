@@ -364,6 +364,11 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
         });
         page += "\n";
         page += &table(std::iter::once(heading).chain(certificates).collect());
+        for one in &status.certificates {
+            if let Some(why) = &one.refused {
+                page += &format!("new files of {} are refused: {why}\n", one.owner);
+            }
+        }
     }
     page
 }

@@ -26,8 +26,10 @@ pub struct Sources {
 /// Something outside the document that decides what the document means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dependency {
-    /// What is in a file: one that is included, a certificate.
+    /// What is in a file: one that is included, a list of passwords.
     File(PathBuf),
+    /// The same of a file that, once the document is in use, is taken anew by itself when it changes: a certificate.
+    Renewed(PathBuf),
     /// Which files there are: those that `pattern` means in `folder`.
     Pattern { folder: PathBuf, pattern: String },
 }
@@ -76,6 +78,13 @@ impl Sources {
         path
     }
 
+    /// The same of a file that is taken anew by itself, once the document is in use.
+    pub fn renewed(&self, at: &At<'_>, written: &Path) -> PathBuf {
+        let path = self.path(at, written);
+        self.depends_on(Dependency::Renewed(path.clone()));
+        path
+    }
+
     /// All files, in the order in which they were read; the first is the one that was asked for.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
@@ -86,9 +95,12 @@ impl Sources {
         self.dependencies.lock().insert(dependency);
     }
 
-    /// All that the document depends on, its own files included.
-    pub fn into_dependencies(self) -> BTreeSet<Dependency> {
-        self.dependencies.into_inner()
+    /// All that decides whether the document is to be loaded anew, its own files included. What is taken anew by itself
+    /// does not, once it `is_in_use`; before that, it may be what keeps it from being so.
+    pub fn into_dependencies(self, is_in_use: bool) -> BTreeSet<Dependency> {
+        let mut dependencies = self.dependencies.into_inner();
+        dependencies.retain(|one| !is_in_use || !matches!(one, Dependency::Renewed(_)));
+        dependencies
     }
 
     /// Adds a file; the result is its number.

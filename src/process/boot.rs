@@ -63,7 +63,7 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
         source,
         config,
         // Now: what changes from here on is not in it.
-        watch: Watch::new(sources.into_dependencies()),
+        watch: Watch::new(sources.into_dependencies(true)),
     };
     let Plan { boot, snapshot } = plan;
     let given = systemd::sockets()?;
@@ -288,6 +288,7 @@ fn serve(start: Start) -> Arc<Live> {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     snapshot.present_certificates();
+    snapshot.warn_of_key_logs();
     let live = Arc::new(Live::new(snapshot.clone()));
     let edge = phases::Edge::new(&server.configuration, live.clone());
     let (edge, edge_handle) = ListenerService::new(

@@ -908,18 +908,20 @@ async fn reap_orphans(mut ended: Arrivals) {
     }
 }
 
-/// Orders a reload whenever the files have changed, if that is wanted. In a task of its own: a file system that hangs must not
+/// Renews certificates, and orders a reload whenever the files have changed, if that is wanted. In a task of its own: a file system that hangs must not
 /// keep signals waiting.
 async fn watch(reloader: Arc<Reloader>, orders: mpsc::Sender<Order>) {
     let mut look = tokio::time::interval(WATCH_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        if !reloader.live().load().watch {
-            continue;
-        }
+        let watches = reloader.live().load().watch;
         let reloader = reloader.clone();
-        let looked = tokio::task::spawn_blocking(move || reloader.have_files_changed()).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            reloader.renew_certificates();
+            watches && reloader.have_files_changed()
+        });
+        let looked = looked.await;
         match looked {
             Ok(true) => log::info!("the files have changed: reloading"),
             Ok(false) => continue,

@@ -1,18 +1,18 @@
 //! Which certificates a configuration has, and which of them belong to a server name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use indexmap::IndexMap;
 
+use super::renewals::{Fault, Files, Outcome, Renewal, Renewals};
 use super::{Snapshot, status};
 use crate::build::Build;
 use crate::config::Config;
 use crate::issue::At;
 use crate::router::{Router, Site};
-use crate::tls::{self, CertifiedKey, LoadError, Resolve};
+use crate::tls::{self, CertifiedKey, Resolve};
 
 /// From how many days on one is warned of the end of a certificate. Those who renew them by themselves do so earlier.
 const SOON: i64 = 14;
@@ -20,7 +20,7 @@ const SOON: i64 = 14;
 type Shown = Vec<Arc<CertifiedKey>>;
 
 /// All certificates of a configuration.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Certificates {
     /// In written order.
     sites: IndexMap<String, Shown>,
@@ -29,23 +29,31 @@ pub struct Certificates {
     by_owner: BTreeMap<String, Shown>,
     /// Those made here, by hosts: a reload goes on with the one that the browser has accepted.
     self_signed: HashMap<Vec<String>, Arc<CertifiedKey>>,
+    /// Why what the files of a certificate hold by now is not shown.
+    refused: Vec<(Arc<CertifiedKey>, String)>,
 }
 
 impl Certificates {
-    pub fn compile(
+    /// And how they are renewed.
+    pub(super) fn compile(
         config: &Config,
         previous: Option<&Snapshot>,
         b: &mut Build<'_>,
-    ) -> Certificates {
-        let mut all = Certificates::default();
-        let before = previous.map(|previous| &*previous.certificates);
+    ) -> (Certificates, Renewals) {
+        let before = previous.map(|previous| previous.certificates.load_full());
+        let mut loader = Loader {
+            all: Certificates::default(),
+            renewals: Renewals::default(),
+            known: HashMap::new(),
+            before: before.as_deref(),
+        };
         let at = At::Root.key("sites");
         for (name, site) in &config.sites {
             let Some(list) = &site.tls else { continue };
             let at = at.key(name);
-            let own = all.load(&list.0, &site.hosts.0, before, &at.key("tls"), b);
+            let own = loader.load(&list.0, &site.hosts.0, &at.key("tls"), b);
             if !own.is_empty() {
-                all.sites.insert(name.clone(), own);
+                loader.all.sites.insert(name.clone(), own);
             }
         }
         let at = At::Root.key("listeners");
@@ -53,10 +61,37 @@ impl Certificates {
             let Some(tls) = &listener.tls else { continue };
             let at = at.key(name);
             let at = at.key("tls");
-            let own = all.load(&tls.certificates.0, &[], before, &at.key("certificates"), b);
-            all.listeners.insert(name.clone(), own);
+            let own = loader.load(&tls.certificates.0, &[], &at.key("certificates"), b);
+            loader.all.listeners.insert(name.clone(), own);
         }
-        all
+        (loader.all, loader.renewals)
+    }
+
+    /// The same after these have changed.
+    pub(super) fn with(&self, outcomes: &[Outcome]) -> Certificates {
+        let mut next = self.clone();
+        for Outcome {
+            shown, next: now, ..
+        } in outcomes
+        {
+            next.refused
+                .retain(|(refused, _)| !Arc::ptr_eq(refused, shown));
+            let now = match now {
+                Ok(now) => now,
+                Err(why) => {
+                    next.refused.push((shown.clone(), why.clone()));
+                    continue;
+                }
+            };
+            let lists = next.sites.values_mut();
+            let lists = lists.chain(next.listeners.values_mut());
+            for list in lists.chain(next.by_owner.values_mut()) {
+                for own in list.iter_mut().filter(|own| Arc::ptr_eq(own, shown)) {
+                    own.clone_from(now);
+                }
+            }
+        }
+        next
     }
 
     /// By the key path of who shows them.
@@ -66,19 +101,23 @@ impl Certificates {
 
     /// When they end.
     pub fn status(&self, now: SystemTime) -> Vec<status::Certificate> {
-        const DAY: i64 = 24 * 60 * 60;
-        let now = status::seconds(now).cast_signed();
         let each = |(owner, list): (&String, &Shown)| {
-            let owner = owner.clone();
-            let one = move |own: &Arc<CertifiedKey>| status::Certificate {
+            let one = |own: &Arc<CertifiedKey>| status::Certificate {
                 owner: owner.clone(),
                 names: own.names().to_vec(),
                 expires: own.expires(),
-                days_left: (own.expires() - now).div_euclid(DAY),
+                days_left: days_left(own, now),
+                refused: self.why_refused(own).map(str::to_owned),
             };
             list.iter().map(one).collect::<Vec<_>>()
         };
         self.by_owner.iter().flat_map(each).collect()
+    }
+
+    fn why_refused(&self, own: &Arc<CertifiedKey>) -> Option<&str> {
+        let mut refused = self.refused.iter();
+        let found = refused.find(|(refused, _)| Arc::ptr_eq(refused, own));
+        found.map(|(_, why)| &**why)
     }
 
     /// Tells the log of those that end soon, or are over.
@@ -112,21 +151,38 @@ impl Certificates {
         let mut own = self.of_site(listener, one).iter();
         own.any(|own| others.iter().any(|other| own.is_same(other)))
     }
+}
 
+/// Whole days until a certificate ends; below zero when it is over.
+pub(super) fn days_left(certificate: &CertifiedKey, now: SystemTime) -> i64 {
+    const DAY: i64 = 24 * 60 * 60;
+    (certificate.expires() - status::seconds(now).cast_signed()).div_euclid(DAY)
+}
+
+/// Reads the certificates of a document.
+struct Loader<'a> {
+    all: Certificates,
+    renewals: Renewals,
+    /// Many sites may name the same ones.
+    known: HashMap<Files, Arc<CertifiedKey>>,
+    before: Option<&'a Certificates>,
+}
+
+impl Loader<'_> {
     fn load(
         &mut self,
         list: &[tls::Config],
         hosts: &[String],
-        before: Option<&Certificates>,
         at: &At<'_>,
         b: &mut Build<'_>,
     ) -> Shown {
         let each = list.iter().enumerate();
         let list: Vec<_> = each
-            .filter_map(|(i, one)| self.load_one(one, hosts, before, &at.index(i), b))
+            .filter_map(|(i, one)| self.load_one(one, hosts, at, &at.index(i), b))
             .collect();
         if !list.is_empty() {
-            self.by_owner.insert(at.to_path().to_string(), list.clone());
+            let owner = at.to_path().to_string();
+            self.all.by_owner.insert(owner, list.clone());
         }
         list
     }
@@ -135,20 +191,24 @@ impl Certificates {
         &mut self,
         config: &tls::Config,
         hosts: &[String],
-        before: Option<&Certificates>,
+        owner: &At<'_>,
         at: &At<'_>,
         b: &mut Build<'_>,
     ) -> Option<Arc<CertifiedKey>> {
+        let (password_file, ocsp) = (config.password_file.as_ref(), config.ocsp.as_ref());
         match (&config.cert, &config.key, config.self_signed) {
             (Some(cert), Some(key), false) => {
-                let mut own = load_pair(cert, key, config.password_file.as_deref(), at, b)?;
-                if let Some(file) = &config.ocsp {
-                    staple(&mut own, file, &at.key("ocsp"), b);
-                }
-                Some(Arc::new(own))
+                let path = |key, written| b.sources.renewed(&at.key(key), written);
+                let files = Files {
+                    cert: path("cert", cert),
+                    key: path("key", key),
+                    password_file: password_file.map(|file| path("password_file", file)),
+                    ocsp: ocsp.map(|file| path("ocsp", file)),
+                };
+                self.read(files, owner, at, b)
             }
-            (None, None, true) if config.password_file.is_none() && config.ocsp.is_none() => {
-                self.self_signed(hosts, before, at, b)
+            (None, None, true) if password_file.is_none() && ocsp.is_none() => {
+                self.self_signed(hosts, at, b)
             }
             (_, _, true) => {
                 b.error(at, "`self_signed` makes its own certificate and key")
@@ -164,10 +224,45 @@ impl Certificates {
         }
     }
 
+    fn read(
+        &mut self,
+        files: Files,
+        owner: &At<'_>,
+        at: &At<'_>,
+        b: &mut Build<'_>,
+    ) -> Option<Arc<CertifiedKey>> {
+        if let Some(known) = self.known.get(&files) {
+            return Some(known.clone());
+        }
+        let watch = files.watch();
+        let loaded = match files.load() {
+            Ok(loaded) => Arc::new(loaded),
+            Err(Fault { key, message, hint }) => {
+                let at = at.key(key);
+                let issue = b.error(&at, message);
+                if let Some(hint) = hint {
+                    issue.hint(hint);
+                }
+                return None;
+            }
+        };
+        if loaded.has_stale_staple(SystemTime::now()) {
+            let message = "an OCSP response that is out of date: it is not shown";
+            b.warn(&at.key("ocsp"), message);
+        }
+        self.known.insert(files.clone(), loaded.clone());
+        self.renewals.add(Renewal {
+            owner: owner.to_path().to_string(),
+            files,
+            watch,
+            shown: loaded.clone(),
+        });
+        Some(loaded)
+    }
+
     fn self_signed(
         &mut self,
         hosts: &[String],
-        before: Option<&Certificates>,
         at: &At<'_>,
         b: &mut Build<'_>,
     ) -> Option<Arc<CertifiedKey>> {
@@ -176,10 +271,10 @@ impl Certificates {
             .filter(|host| *host != "*" && !host.starts_with('~'));
         let mut names: Vec<String> = plain.map(|host| host.to_ascii_lowercase()).collect();
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
-        let known = self
-            .self_signed
+        let made = &mut self.all.self_signed;
+        let known = made
             .get(&names)
-            .or_else(|| before?.self_signed.get(&names))
+            .or_else(|| self.before?.self_signed.get(&names))
             .cloned();
         let certificate =
             match known.map_or_else(|| CertifiedKey::self_signed(&names).map(Arc::new), Ok) {
@@ -189,47 +284,8 @@ impl Certificates {
                     return None;
                 }
             };
-        self.self_signed.insert(names, certificate.clone());
+        made.insert(names, certificate.clone());
         Some(certificate)
-    }
-}
-
-fn load_pair(
-    cert: &Path,
-    key: &Path,
-    password_file: Option<&Path>,
-    at: &At<'_>,
-    b: &mut Build<'_>,
-) -> Option<CertifiedKey> {
-    let cert = b.sources.input(&at.key("cert"), cert);
-    let key = b.sources.input(&at.key("key"), key);
-    let mut passwords = Vec::new();
-    if let Some(file) = password_file {
-        let at = at.key("password_file");
-        match tls::passwords(&b.sources.input(&at, file)) {
-            Ok(found) => passwords = found,
-            Err(message) => {
-                b.error(&at, message);
-                return None;
-            }
-        }
-    }
-    match CertifiedKey::load(&cert, &key, &passwords) {
-        Ok(certificate) => return Some(certificate),
-        Err(LoadError::Cert(what)) => b.error(&at.key("cert"), what),
-        Err(LoadError::Key(what)) => b.error(&at.key("key"), what),
-        Err(LoadError::Mismatch) => b
-            .error(&at.key("key"), "this key is not the certificate's")
-            .hint("certificate and key must have been made together"),
-    };
-    None
-}
-
-fn staple(certificate: &mut CertifiedKey, file: &Path, at: &At<'_>, b: &mut Build<'_>) {
-    if let Err(message) = certificate.staple(&b.sources.input(at, file)) {
-        b.error(at, message);
-    } else if certificate.has_stale_staple(SystemTime::now()) {
-        b.warn(at, "an OCSP response that is out of date: it is not shown");
     }
 }
 
@@ -270,9 +326,18 @@ impl Resolve for ServerNames {
 impl Snapshot {
     /// From now on handshakes get the certificates of this snapshot.
     pub fn present_certificates(&self) {
-        for (resolver, names) in &self.resolvers {
-            resolver.ask(names.clone());
+        let certificates = self.certificates.load_full();
+        for (name, listener) in &self.edge {
+            if let Some(tls) = &listener.tls {
+                let (router, certificates) = (self.router.clone(), certificates.clone());
+                let names = ServerNames::new(name.clone(), router, certificates);
+                tls.resolver().ask(Arc::new(names));
+            }
         }
+    }
+
+    /// Tells the log where the secrets of connections go to, if anywhere.
+    pub fn warn_of_key_logs(&self) {
         for (name, listener) in &self.edge {
             if let Some(file) = listener.tls.as_ref().and_then(|tls| tls.key_log()) {
                 let file = file.display();
@@ -291,6 +356,6 @@ impl Snapshot {
         let named = self.router.find_site(listener, server_name);
         let named = named.map(|named| &**named);
         named.is_some_and(|named| std::ptr::eq(named, site))
-            || self.certificates.unite(listener, named, site)
+            || self.certificates.load().unite(listener, named, site)
     }
 }

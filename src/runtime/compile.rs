@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::certificates::{Certificates, ServerNames};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use super::certificates::Certificates;
 use super::{Boot, Drain, Plan, Snapshot};
 use crate::build::Build;
 use crate::config::{self, Admin, Config};
@@ -16,7 +19,7 @@ use crate::issue::{At, Issues, Sources};
 use crate::net::{Bind, Bounds, Listener, Listeners};
 use crate::pool::{Names, Pool};
 use crate::router::Router;
-use crate::tls::{self, Acceptor, Resolve, Resolver, TicketKeys};
+use crate::tls::{self, Acceptor, Resolver, TicketKeys};
 use crate::value::{OneOrMany, OrOff, Span};
 
 const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
@@ -57,16 +60,9 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
         .iter()
         .map(|(name, site)| (name.as_str(), site));
     let router = Arc::new(Router::compile(&root, &config.defaults, sites, &names, b));
-    let certificates = Arc::new(Certificates::compile(config, previous, b));
+    let (certificates, renewals) = Certificates::compile(config, previous, b);
     let ticket_keys = ticket_keys(previous, b);
-    let (edge, resolvers) = edge(
-        config,
-        &router,
-        &certificates,
-        ticket_keys.as_ref(),
-        previous,
-        b,
-    );
+    let edge = edge(config, ticket_keys.as_ref(), previous, b);
     let listens = !config.listeners.is_empty() || !config.statics.is_empty();
     if !listens && b.is_whole("listeners") && b.is_whole("static") {
         b.error(&root.key("listeners"), "there is nothing to listen on")
@@ -89,8 +85,8 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
         tunnels: AtomicUsize::new(0),
         edge,
         companion,
-        resolvers,
-        certificates,
+        certificates: Arc::new(ArcSwap::from_pointee(certificates)),
+        renewals: Arc::new(Mutex::new(renewals)),
         ticket_keys: ticket_keys?,
     };
     if let Some(previous) = previous {
@@ -316,8 +312,6 @@ fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
     (listeners, statics)
 }
 
-type Resolvers = Vec<(Resolver, Arc<dyn Resolve>)>;
-
 /// The keys of session tickets that are made here: as long as the process lives.
 fn ticket_keys(previous: Option<&Snapshot>, b: &mut Build<'_>) -> Option<Arc<TicketKeys>> {
     if let Some(previous) = previous {
@@ -332,17 +326,14 @@ fn ticket_keys(previous: Option<&Snapshot>, b: &mut Build<'_>) -> Option<Arc<Tic
     }
 }
 
-/// The listeners, and who is to be asked by their handshakes once they are live.
 fn edge(
     config: &Config,
-    router: &Arc<Router>,
-    certificates: &Arc<Certificates>,
     ticket_keys: Option<&Arc<TicketKeys>>,
     previous: Option<&Snapshot>,
     b: &mut Build<'_>,
-) -> (Listeners, Resolvers) {
+) -> Listeners {
     let at = At::Root.key("listeners");
-    let (mut listeners, mut resolvers) = (Listeners::new(), Resolvers::new());
+    let mut listeners = Listeners::new();
     for (name, own) in &config.listeners {
         let at = at.key(name);
         let name: Arc<str> = name.as_str().into();
@@ -365,8 +356,6 @@ fn edge(
             let made = ticket_keys
                 .and_then(|keys| make_acceptor(&name, tls, protocols, keys, &resolver, &at, b));
             acceptor = made.map(Arc::new);
-            let names = ServerNames::new(name.clone(), router.clone(), certificates.clone());
-            resolvers.push((resolver, Arc::new(names)));
         }
         let binds = own.bind.0.clone();
         listeners.insert(
@@ -381,7 +370,7 @@ fn edge(
             },
         );
     }
-    (listeners, resolvers)
+    listeners
 }
 
 /// `own_keys` are for a listener that names none.

@@ -15,7 +15,7 @@ use crate::log;
 use crate::net::{Bind, Listeners, Open};
 use crate::pool::Pool;
 use crate::router::Router;
-use crate::tls::{Resolve, Resolver, TicketKeys};
+use crate::tls::TicketKeys;
 use crate::value::Cidr;
 
 mod certificates;
@@ -24,6 +24,7 @@ pub mod compile;
 pub mod cuts;
 pub mod figures;
 pub mod reload;
+mod renewals;
 pub mod status;
 pub mod tasks;
 pub mod watch;
@@ -32,6 +33,7 @@ use certificates::Certificates;
 pub use compile::compile;
 pub use cuts::Cuts;
 pub use figures::Figures;
+use renewals::Renewals;
 
 /// What a configuration compiles to.
 pub struct Plan {
@@ -130,9 +132,9 @@ pub struct Snapshot {
     pub tunnels: AtomicUsize,
     edge: Listeners,
     companion: Listeners,
-    /// What handshakes of each TLS listener get, once this snapshot is live.
-    resolvers: Vec<(Resolver, Arc<dyn Resolve>)>,
-    certificates: Arc<Certificates>,
+    /// What handshakes get once this snapshot is live; of all that is in it, these alone change meanwhile.
+    certificates: Arc<ArcSwap<Certificates>>,
+    renewals: Arc<Mutex<Renewals>>,
     /// Keys of session tickets for listeners that name none.
     ticket_keys: Arc<TicketKeys>,
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::changes::Changes;
 use super::watch::Watch;
-use super::{Boot, Live, Plan, Snapshot, compile};
+use super::{Boot, Live, Plan, Snapshot, compile, renewals};
 use crate::config::{Config, load};
 use crate::issue::{At, Issues, Sources};
 use crate::net::Bind;
@@ -141,6 +141,8 @@ pub struct Reloader {
     /// What the live snapshot was made from.
     config: Mutex<Config>,
     watch: Mutex<Watch>,
+    /// Held while another snapshot goes live, or the one that is live changes its certificates.
+    committing: Mutex<()>,
 }
 
 /// The next configuration, ready to go live.
@@ -167,6 +169,7 @@ impl Reloader {
             live,
             config: Mutex::new(config),
             watch: Mutex::new(watch),
+            committing: Mutex::default(),
         }
     }
 
@@ -184,6 +187,11 @@ impl Reloader {
         self.watch.lock().look()
     }
 
+    /// Has handshakes get the certificates that were renewed. Blocks.
+    pub fn renew_certificates(&self) {
+        renewals::renew(&self.live, &self.committing);
+    }
+
     /// Makes the next snapshot of what the file says now. Reads files and looks names up: blocks.
     ///
     /// # Errors
@@ -192,7 +200,7 @@ impl Reloader {
         // Before they are read: what changes meanwhile is seen by the next look.
         let before = self.watch.lock().now();
         let (prepared, sources) = self.rehearse(can_be_one);
-        let next = before.reading(sources.into_dependencies());
+        let next = before.reading(sources.into_dependencies(prepared.is_ok()));
         *self.watch.lock() = next;
         prepared
     }
@@ -223,8 +231,8 @@ impl Reloader {
         let mut changes = Changes::between(&self.config.lock(), &config);
         changes.at_start(&start_only);
         changes.in_certificates(
-            live.certificates.by_owner(),
-            plan.snapshot.certificates.by_owner(),
+            live.certificates.load().by_owner(),
+            plan.snapshot.certificates.load().by_owner(),
         );
         let prepared = Prepared {
             snapshot: plan.snapshot,
@@ -239,8 +247,11 @@ impl Reloader {
     /// Makes it the live one.
     pub fn commit(&self, prepared: Prepared) -> Arc<Snapshot> {
         let snapshot = Arc::new(prepared.snapshot);
+        let committing = self.committing.lock();
         snapshot.present_certificates();
         self.live.store(snapshot.clone());
+        drop(committing);
+        snapshot.warn_of_key_logs();
         *self.config.lock() = prepared.config;
         snapshot
     }

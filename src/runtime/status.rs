@@ -69,6 +69,9 @@ pub struct Certificate {
     pub expires: i64,
     /// Whole days until then; below zero when it is over.
     pub days_left: i64,
+    /// Why what its files hold by now is not shown, if they have changed and are bad.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// A former configuration, and what began under it and goes on.
@@ -113,7 +116,7 @@ impl Status {
             older: live.older(),
             pools: snapshot.pools.values().map(|pool| pool.status()).collect(),
             files: files(&snapshot),
-            certificates: snapshot.certificates.status(now),
+            certificates: snapshot.certificates.load().status(now),
         }
     }
 

@@ -64,7 +64,7 @@ impl Tasks {
         let certificates = snapshot.certificates.clone();
         self.certificates.spawn(async move {
             loop {
-                certificates.warn_of_ends(SystemTime::now());
+                certificates.load().warn_of_ends(SystemTime::now());
                 tokio::time::sleep(DAY).await;
             }
         });

@@ -87,7 +87,7 @@ fn view(files: impl Iterator<Item = Dependency>) -> View {
 impl Seen {
     fn of(dependency: &Dependency) -> Seen {
         match dependency {
-            Dependency::File(path) => Seen::file(path),
+            Dependency::File(path) | Dependency::Renewed(path) => Seen::file(path),
             Dependency::Pattern { folder, pattern } => {
                 load::matching(folder, pattern).map_or(Seen::Nothing, Seen::Matches)
             }

@@ -10,6 +10,7 @@ use boring::asn1::{Asn1Time, Asn1TimeRef};
 use boring::error::ErrorStack;
 use boring::hash::MessageDigest;
 use boring::pkey::{PKey, Private};
+use boring::sha::sha256;
 use boring::ssl::{SslConnectorBuilder, SslRef};
 use boring::x509::X509;
 
@@ -24,6 +25,8 @@ pub struct CertifiedKey {
     staple: Option<Staple>,
     /// What clients must be able to check.
     algorithm: Algorithm,
+    /// A hash of all that clients are shown, to compare it by.
+    fingerprint: [u8; 32],
     /// Names that the certificate is for, lower case, perhaps with `*.`.
     names: Vec<String>,
 }
@@ -67,14 +70,8 @@ impl CertifiedKey {
         let algorithm = Algorithm::of(&key).ok_or_else(|| {
             LoadError::Key("no key of an algorithm that TLS signs with".to_owned())
         })?;
-        Ok(CertifiedKey {
-            names: names(&leaf),
-            leaf,
-            intermediates: chain.collect(),
-            key,
-            staple: None,
-            algorithm,
-        })
+        CertifiedKey::new(leaf, chain.collect(), key, algorithm)
+            .map_err(|e| LoadError::Cert(e.to_string()))
     }
 
     /// Adds an answer of its authority, to be shown along with it.
@@ -125,26 +122,33 @@ impl CertifiedKey {
         let alternatives = alternatives.build(&builder.x509v3_context(None, None))?;
         builder.append_extension(&alternatives)?;
         builder.sign(&key, MessageDigest::sha256())?;
-        let leaf = builder.build();
+        CertifiedKey::new(builder.build(), Vec::new(), key, Algorithm::EcdsaP256)
+    }
+
+    fn new(
+        leaf: X509,
+        intermediates: Vec<X509>,
+        key: PKey<Private>,
+        algorithm: Algorithm,
+    ) -> Result<CertifiedKey, ErrorStack> {
+        let mut chain = Vec::new();
+        for certificate in std::iter::once(&leaf).chain(&intermediates) {
+            chain.extend(certificate.to_der()?);
+        }
         Ok(CertifiedKey {
             names: names(&leaf),
             leaf,
-            intermediates: Vec::new(),
+            intermediates,
             key,
             staple: None,
-            algorithm: Algorithm::EcdsaP256,
+            algorithm,
+            fingerprint: sha256(&chain),
         })
     }
 
-    /// Whether clients are shown the same by both.
+    /// Whether clients are shown the same chain by both.
     pub fn is_same(&self, other: &CertifiedKey) -> bool {
-        let chain = |own: &CertifiedKey| {
-            let certificates = std::iter::once(&own.leaf).chain(&own.intermediates);
-            certificates
-                .map(|certificate| certificate.to_der().ok())
-                .collect::<Vec<_>>()
-        };
-        chain(self) == chain(other)
+        self.fingerprint == other.fingerprint
     }
 
     /// Whether the certificate is for this name (lower case).
