@@ -313,8 +313,13 @@ fn strict(app: &Origin) -> Weir {
         listeners:
           http:
             bind: '127.0.0.1:{http}'
-            timeouts: { header: 300ms, idle: 300ms }
-            limits: { request_line: 1KiB, header: 2KiB, fields: 5, requests: 3 }
+            http:
+              header_timeout: 300ms
+              keepalive: 300ms
+              max_line: 1KiB
+              max_header: 2KiB
+              max_headers: 5
+              keepalive_requests: 3
         sites: { main: { hosts: ['*'], routes: [{ proxy: app }] } }
         ",
     )

@@ -13,8 +13,8 @@ use crate::harness::wait::{PATIENCE, eventually, holds_within};
 
 const DOCUMENT: &str = "
     listeners:
-      http: { bind: '127.0.0.1:{http}', timeouts: { header: 300ms, idle: 700ms } }
-      https: { bind: '127.0.0.1:{https}', tls: {}, timeouts: { header: 300ms, idle: 700ms } }
+      http: { bind: '127.0.0.1:{http}', http: { header_timeout: 300ms, keepalive: 700ms } }
+      https: { bind: '127.0.0.1:{https}', tls: {}, http: { header_timeout: 300ms, keepalive: 700ms } }
     pools: { app: { backends: ['{app}'] } }
     sites:
       main:
@@ -239,8 +239,8 @@ fn waiting_for_an_answer_is_not_idle() {
 fn headers_beyond_the_limits_are_refused() {
     let app = Origin::echo();
     let weir = Weir::with("app", &app).start(&DOCUMENT.replace(
-        "idle: 700ms } }\n      https",
-        "idle: 7s }, limits: { request_line: 1KiB, header: 4KiB, fields: 20 } }\n      https",
+        "keepalive: 700ms } }\n      https",
+        "keepalive: 7s, max_line: 1KiB, max_header: 4KiB, max_headers: 20 } }\n      https",
     ));
     let mut client = Http2::tcp(weir.address("http")).expect("connect");
     let mut many = get("/");
@@ -271,7 +271,8 @@ fn answers_that_nobody_takes_are_not_piled_up() {
     const CONNECTIONS: usize = 4;
     const STREAMS: u32 = 100;
     let app = Origin::start(Behaviour::Big(1 << 20));
-    let weir = Weir::with("app", &app).start(&DOCUMENT.replace("idle: 700ms", "idle: 20s"));
+    let weir =
+        Weir::with("app", &app).start(&DOCUMENT.replace("keepalive: 700ms", "keepalive: 20s"));
     let before = weir.peak_memory();
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {

@@ -20,7 +20,7 @@ fn start(app: &Origin, from: &str) -> Weir {
           http:
             bind: '127.0.0.1:{http}'
             proxy_protocol: { from: ['{from}'] }
-            timeouts: { handshake: 300ms }
+            http: { header_timeout: 300ms }
           https:
             bind: '127.0.0.1:{https}'
             proxy_protocol: { from: ['{from}'] }

@@ -247,10 +247,10 @@ log: {{ access: {access} }}
 pools:
   origin: {{ backends: ["{origin}"] }}
 listeners:
-  http: {{ bind: "{http}", limits: {{ requests: 4294967295 }} }}
+  http: {{ bind: "{http}", http: {{ keepalive_requests: 4294967295 }} }}
   https:
     bind: "{https}"
-    limits: {{ requests: 4294967295 }}
+    http: {{ keepalive_requests: 4294967295 }}
     tls: {{ certificates: [{{ cert: cert.pem, key: key.pem }}] }}
 static: {{ companion: {{ bind: "{companion}", root: www }} }}
 sites:

@@ -1,4 +1,4 @@
-//! `timeouts` and `limits` of a listener: how long a client may take, and how much it may ask to be remembered, before
+//! `http` and `limits` of a listener: how long a client may take, and how much it may ask to be remembered, before
 //! anything is known of it.
 
 use std::time::Duration;
@@ -8,130 +8,161 @@ use serde::Deserialize;
 
 use crate::http::head;
 use crate::issue::{At, Issues};
+use crate::tls;
 use crate::value::{Size, Span};
 
+/// What a client may do with HTTP. On HTTP/2, what the line and the fields of a request would be on HTTP/1 counts.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Timeouts {
-    /// For a TLS handshake. Default 10s.
-    pub handshake: Span,
-    /// For the whole header of a request, however it trickles in, and for the first request of an HTTP/1 connection, or
-    /// the preface and the settings of an HTTP/2 connection, to come. Default 10s. nginx: `client_header_timeout`.
-    pub header: Span,
+pub struct Http {
+    /// For the whole header of a request, however it trickles in, and for the first request of an HTTP/1 connection, the
+    /// preface and the settings of an HTTP/2 connection, or the header of the PROXY protocol, to come. Default 10s.
+    /// nginx: `client_header_timeout`.
+    pub header_timeout: Span,
     /// Between two requests of a connection; on HTTP/2 also how long a client may be silent in the middle of a request
     /// body. Default 75s. nginx: `keepalive_timeout`.
-    pub idle: Span,
+    pub keepalive: Span,
+    /// Requests on one HTTP/1 connection, the last of which is answered with `Connection: close`. Default 10000. nginx:
+    /// `keepalive_requests`.
+    pub keepalive_requests: u32,
+    /// Length of request line and header fields together; more is answered with 431. Default 64KiB. nginx:
+    /// `large_client_header_buffers`.
+    pub max_header: Size,
+    /// Number of header fields, at most 256; more are answered with 431. Default 100. HAProxy: `tune.http.maxhdr`.
+    pub max_headers: u16,
+    /// Length of the request line; a longer one is answered with 414. Default 16KiB. nginx: `large_client_header_buffers`.
+    pub max_line: Size,
+    /// Requests of one HTTP/2 connection that are open at a time. Default 128. nginx: `http2_max_concurrent_streams`.
+    pub max_streams: u32,
 }
 
-impl Default for Timeouts {
-    fn default() -> Timeouts {
+impl Default for Http {
+    fn default() -> Http {
         let seconds = |seconds| Span::new(Duration::from_secs(seconds));
-        Timeouts {
-            handshake: seconds(10),
-            header: seconds(10),
-            idle: seconds(75),
+        Http {
+            header_timeout: seconds(10),
+            keepalive: seconds(75),
+            keepalive_requests: 10_000,
+            max_header: Size::new(64 << 10),
+            max_headers: 100,
+            max_line: Size::new(16 << 10),
+            max_streams: 128,
         }
     }
 }
 
-/// How large a request may be before its body. On HTTP/2, what its line and its fields would be on HTTP/1 counts.
+/// How many clients there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Length of the request line; a longer one is answered with 414. Default 8KiB. nginx: `large_client_header_buffers`.
-    pub request_line: Size,
-    /// Length of request line and header fields together; more is answered with 431. Default 32KiB. nginx:
-    /// `large_client_header_buffers`.
-    pub header: Size,
-    /// Number of header fields, at most 256; more are answered with 431. Default 100.
-    pub fields: u16,
     /// TLS handshakes of one client at a time, where an IPv6 network of /64 is one client. More wait for their turn, within
-    /// `timeouts.handshake`. Default 100.
+    /// `tls.handshake_timeout`. Default 100.
     pub handshakes: u32,
-    /// Requests on one HTTP/1 connection, the last of which is answered with `Connection: close`. Default 1000. nginx:
-    /// `keepalive_requests`.
-    pub requests: u32,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            request_line: Size::new(8 << 10),
-            header: Size::new(32 << 10),
-            fields: 100,
-            handshakes: 100,
-            requests: 1000,
-        }
+        Limits { handshakes: 100 }
     }
 }
 
-/// Both, ready to use.
+/// All of it, ready to use.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub handshake: Duration,
     pub header: Duration,
+    /// Between two requests.
     pub idle: Duration,
     pub head: head::Limits,
     /// Handshakes of one client at a time.
     pub handshakes: usize,
+    /// Requests of one HTTP/1 connection.
     pub requests: u32,
+    /// Requests at a time of one HTTP/2 connection.
+    pub streams: u32,
 }
 
 /// As much as Pingora's engine takes; beyond it, it would answer in its own words.
 const MOST_FIELDS: u16 = 256;
 const LARGEST_LINE: u64 = 60 << 10;
 const LARGEST_HEADER: u64 = 1 << 20;
+/// As many requests as one connection keeps apart.
+pub(super) const MOST_STREAMS: u16 = 1024;
 
 impl Bounds {
     /// `at` is the listener.
-    pub fn compile(timeouts: Timeouts, limits: Limits, at: &At<'_>, issues: &mut Issues) -> Bounds {
-        for (key, span) in [
-            ("handshake", timeouts.handshake),
-            ("header", timeouts.header),
-            ("idle", timeouts.idle),
+    pub fn compile(
+        http: Http,
+        limits: Limits,
+        tls: Option<&tls::ListenerConfig>,
+        at: &At<'_>,
+        issues: &mut Issues,
+    ) -> Bounds {
+        let handshake = tls.map_or_else(tls::handshake_timeout, |tls| tls.handshake_timeout);
+        for (part, key, span) in [
+            ("tls", "handshake_timeout", handshake),
+            ("http", "header_timeout", http.header_timeout),
+            ("http", "keepalive", http.keepalive),
         ] {
             if span.get().is_zero() {
-                let at = at.key("timeouts");
+                let at = at.key(part);
                 issues.error(&at.key(key), format!("`{key}` must be longer than zero"));
             }
         }
-        let at = at.key("limits");
-        for (key, value, most) in [
-            ("request_line", limits.request_line.get(), LARGEST_LINE),
-            ("header", limits.header.get(), LARGEST_HEADER),
-            ("fields", limits.fields.into(), MOST_FIELDS.into()),
-            ("handshakes", limits.handshakes.into(), u32::MAX.into()),
-            ("requests", limits.requests.into(), u32::MAX.into()),
+        for (part, key, value, most) in [
+            (
+                "http",
+                "keepalive_requests",
+                http.keepalive_requests.into(),
+                u32::MAX.into(),
+            ),
+            ("http", "max_header", http.max_header.get(), LARGEST_HEADER),
+            (
+                "http",
+                "max_headers",
+                http.max_headers.into(),
+                MOST_FIELDS.into(),
+            ),
+            ("http", "max_line", http.max_line.get(), LARGEST_LINE),
+            (
+                "http",
+                "max_streams",
+                http.max_streams.into(),
+                MOST_STREAMS.into(),
+            ),
+            (
+                "limits",
+                "handshakes",
+                limits.handshakes.into(),
+                u32::MAX.into(),
+            ),
         ] {
             if value == 0 || value > most {
                 let message = format!("`{key}` must be at least 1 and at most {most}");
+                let at = at.key(part);
                 issues.error(&at.key(key), message);
             }
         }
         let size = |size: Size| usize::try_from(size.get()).unwrap_or(usize::MAX);
         Bounds {
-            handshake: timeouts.handshake.get(),
-            header: timeouts.header.get(),
-            idle: timeouts.idle.get(),
+            handshake: handshake.get(),
+            header: http.header_timeout.get(),
+            idle: http.keepalive.get(),
             head: head::Limits {
-                line: size(limits.request_line),
-                head: size(limits.header),
-                fields: limits.fields.into(),
+                line: size(http.max_line),
+                head: size(http.max_header),
+                fields: http.max_headers.into(),
             },
             handshakes: usize::try_from(limits.handshakes).unwrap_or(usize::MAX),
-            requests: limits.requests,
+            requests: http.keepalive_requests,
+            streams: http.max_streams,
         }
     }
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        let mut issues = Issues::default();
-        Bounds::compile(
-            Timeouts::default(),
-            Limits::default(),
-            &At::Root,
-            &mut issues,
-        )
+        let (http, limits) = (Http::default(), Limits::default());
+        Bounds::compile(http, limits, None, &At::Root, &mut Issues::default())
     }
 }

@@ -86,7 +86,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         {
             // Boxed, here and below: a local keeps its room in the task for as long as the connection lives.
             let header = Box::pin(proxy_protocol::read(&mut socket));
-            match timeout(bounds.handshake, header).await {
+            match timeout(bounds.header, header).await {
                 Ok(Ok((ends, rest))) => {
                     if let Some(ends) = ends {
                         (peer, local) = (Some(ends.client), Some(ends.server));

@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::bounds::Bounds;
+use super::bounds::{Bounds, MOST_STREAMS};
 use super::connection::Patience;
 use super::gate::Transport;
 use super::stream::Connection;
@@ -36,8 +36,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const SEND_BUFFER: usize = 32 * 1024;
 /// The error code of a GOAWAY to clients that go too far (RFC 9113 section 7).
 const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
-/// How many unfinished requests are told apart; the engine takes fewer at a time.
-const MOST_UNFINISHED: usize = 1024;
+/// How many unfinished requests are told apart; the engine takes no more at a time.
+const MOST_UNFINISHED: usize = MOST_STREAMS as usize;
 
 /// Reads the preface; with what came behind it. `None`: it was another one, too late, or the client went away.
 pub(super) async fn read_preface<S: Transport>(
@@ -106,6 +106,7 @@ pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static
 fn options(bounds: &Bounds) -> H2Options {
     let mut options = default_h2_options();
     options.max_send_buffer_size(SEND_BUFFER);
+    options.max_concurrent_streams(bounds.streams);
     // Fields count for more here than their bytes (RFC 9113 section 6.5.2). Up to twice the limits they are for the
     // phases to refuse, which tell the log; beyond that the engine does it.
     let fields = bounds.head.fields.saturating_mul(32);

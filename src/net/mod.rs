@@ -59,10 +59,10 @@ pub struct Config {
     /// HTTP versions to accept. On TLS the client chooses by ALPN; `h2` on a plain listener means HTTP/2 by prior
     /// knowledge. Default: `[h1, h2]`.
     pub protocols: Option<OneOrMany<Protocol>>,
-    /// How long clients may take.
+    /// How long clients may take, and how much they may send, before anything is known of a request.
     #[serde(default)]
-    pub timeouts: bounds::Timeouts,
-    /// How much clients may send before anything is known of them.
+    pub http: bounds::Http,
+    /// How many clients there may be.
     #[serde(default)]
     pub limits: bounds::Limits,
     /// Take the PROXY protocol from proxies in front, such as a load balancer of TCP connections.

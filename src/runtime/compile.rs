@@ -341,7 +341,7 @@ fn edge(
         if !protocols.h1 && !protocols.h2 {
             b.error(&at.key("protocols"), "needs at least one of h1, h2");
         }
-        let bounds = Bounds::compile(own.timeouts, own.limits, &at, &mut b.issues);
+        let bounds = Bounds::compile(own.http, own.limits, own.tls.as_ref(), &at, &mut b.issues);
         let mut acceptor = None;
         if let Some(tls) = &own.tls {
             let at = at.key("tls");

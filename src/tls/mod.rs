@@ -11,12 +11,13 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::issue::{At, Issues, Sources};
-use crate::value::OneOrMany;
+use crate::value::{OneOrMany, Span};
 
 mod acceptor;
 mod certificate;
@@ -78,9 +79,17 @@ pub struct ListenerConfig {
     /// Default: false. nginx: `ssl_reject_handshake` in the default server.
     #[serde(default)]
     pub reject_unknown_sni: bool,
+    /// For a handshake. Default: 10s.
+    #[serde(default = "handshake_timeout")]
+    pub handshake_timeout: Span,
     /// File to append the secrets of all connections to, as Wireshark reads them. Whoever has it can read the traffic.
     /// Default: none. nginx: `ssl_key_log`.
     pub key_log: Option<PathBuf>,
+}
+
+/// How long a handshake may take where nothing is said of it.
+pub fn handshake_timeout() -> Span {
+    Span::new(Duration::from_secs(10))
 }
 
 /// An open file for the secrets of connections.
