@@ -17,7 +17,8 @@
 //!    |
 //!  phases/send.rs                    the only code that writes a locally made response
 //!    |
-//!  phases/           response        chain.response(...)   for proxied AND local answers
+//!  phases/           response        chain.response(...)   for proxied AND local answers; what it says becomes of the
+//!    |                                body (exchange/transform) happens on its way
 //!    |
 //!  phases/           logging         access log  (log/access.rs)
 //! ```

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Failure;
+use super::{Failure, Slots};
 use crate::http::path;
 pub use crate::net::{Connection, TlsFacts};
 
@@ -49,6 +49,8 @@ pub struct Cx {
     pub request_length: u64,
     /// Why weir itself ended this request, if it did.
     pub failure: Option<Failure>,
+    /// What policies keep for their later phases.
+    pub slots: Slots,
 }
 
 /// One try to get an answer from a backend.
@@ -87,6 +89,7 @@ impl Cx {
             bytes_sent: 0,
             request_length: 0,
             failure: None,
+            slots: Slots::default(),
         }
     }
 

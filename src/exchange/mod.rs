@@ -5,8 +5,12 @@ pub mod date;
 pub mod disk;
 pub mod failure;
 pub mod reply;
+pub mod slots;
+pub mod transform;
 pub mod vars;
 
 pub use cx::Cx;
 pub use failure::Failure;
 pub use reply::{Body, Parts, Reply};
+pub use slots::Slots;
+pub use transform::{Transform, Transforms};

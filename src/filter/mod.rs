@@ -24,7 +24,7 @@ use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer};
 
 use crate::build::Build;
-use crate::exchange::{Cx, Failure, Reply};
+use crate::exchange::{Cx, Failure, Reply, Transform, Transforms};
 use crate::issue::At;
 use crate::value::OrOff;
 use crate::value::keys::{self, Keyed};
@@ -70,6 +70,18 @@ pub trait Filter: Sized + Send + Sync {
         _response: &mut ResponseHeader,
         _wall: SystemTime,
     ) {
+    }
+
+    /// Right behind [`Filter::response`]: what becomes of the body, and its header with it
+    /// ([`crate::exchange::transform`]). Asked for answers without a body too, as for those to HEAD, whose header is to be
+    /// that of an answer with one; what it gives is of no use then.
+    fn body(
+        &self,
+        _cx: &Cx,
+        _request: &RequestHeader,
+        _response: &mut ResponseHeader,
+    ) -> Option<Box<dyn Transform>> {
+        None
     }
 }
 
@@ -192,19 +204,25 @@ macro_rules! registry {
                 })+
             }
 
+            /// The header as the client gets it, and what becomes of the body on its way there.
             pub fn response(
                 &self,
                 cx: &Cx,
                 request: &RequestHeader,
                 response: &mut ResponseHeader,
                 wall: SystemTime,
-            ) {
+            ) -> Transforms {
+                let mut transforms = Transforms::default();
                 if self.empty {
-                    return;
+                    return transforms;
                 }
                 $(if let Some(filter) = &self.$key {
                     filter.response(cx, request, response, wall);
+                    if let Some(transform) = filter.body(cx, request, response) {
+                        transforms.add(transform);
+                    }
                 })+
+                transforms
             }
         }
     };

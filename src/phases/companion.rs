@@ -11,7 +11,7 @@ use pingora::server::ShutdownWatch;
 
 use super::{WRITE_TIMEOUT, send};
 use crate::exchange::vars::View;
-use crate::exchange::{Cx, Failure, Reply};
+use crate::exchange::{Cx, Failure, Reply, Transforms};
 use crate::http::{host, path};
 use crate::net::Connection;
 use crate::runtime::{Live, Snapshot};
@@ -84,7 +84,7 @@ impl HttpServerApp for Companion {
         let Reply { mut head, body } = send::with_page(reply, session.req_header());
         send::set_server(&mut head);
         let sent = match send::set_length(&mut head, &body) {
-            Ok(()) => send::write(&mut session, head, body).await,
+            Ok(()) => send::write(&mut session, head, body, Transforms::default()).await,
             Err(e) => Err(e),
         };
         if let Err(e) = &sent {

@@ -27,6 +27,7 @@ use crate::router::{RequestFacts, Route};
 use crate::runtime::{Live, Snapshot};
 use crate::tls::Verdict;
 
+mod body;
 mod companion;
 mod edge;
 mod grpc;
@@ -63,6 +64,8 @@ pub struct Exchange {
     /// The tries to get an answer from a backend.
     attempts: Attempts,
     method: Method,
+    /// Whether a policy changes the body of a backend's answer.
+    is_body_changing: bool,
     stage: Stage,
 }
 
@@ -165,6 +168,7 @@ impl ProxyHttp for Weir {
             attempts: Attempts::new(self.max_tries),
             snapshot,
             method: Method::GET,
+            is_body_changing: false,
             stage: Stage::Request,
         }
     }
@@ -290,8 +294,25 @@ impl ProxyHttp for Weir {
             // HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
             response.remove_header(&header::TRANSFER_ENCODING);
         }
-        send::finish_header(session.req_header(), response, x);
+        let transforms = send::finish_header(session.as_downstream_mut(), response, x);
+        if !transforms.is_empty() {
+            body::change(session, transforms);
+            x.is_body_changing = true;
+        }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end: bool,
+        x: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if x.is_body_changing {
+            body::announce(session);
+        }
+        Ok(None)
     }
 
     fn error_while_proxy(

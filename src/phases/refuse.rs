@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
+use http::header;
 use pingora::http::RequestHeader;
 
 use super::send;
+use crate::exchange::transform::Then;
 use crate::exchange::vars::View;
 use crate::exchange::{Body, Cx, Failure, Reply};
 use crate::http::head::Fault;
@@ -47,7 +49,14 @@ impl Refuse for Refusals {
             send::set_server(&mut head);
             if self.part == Part::Edge {
                 let policies = &snapshot.router.chain;
-                policies.response(&cx, &request, &mut head, wall);
+                let mut transforms = policies.response(&cx, &request, &mut head, wall);
+                if let Body::Bytes(page) = &mut body
+                    && let Ok(changed) = transforms.pass(page.clone(), Then::End)
+                {
+                    // A static name with a number cannot be refused.
+                    let _ = head.insert_header(header::CONTENT_LENGTH, changed.len());
+                    *page = changed;
+                }
             }
             if refused.line.starts_with(b"HEAD ") {
                 body = Body::Empty;

@@ -1,17 +1,19 @@
 //! The one door out: every answer that weir makes itself is written here.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::{Exchange, grpc};
-use crate::exchange::{Body, Failure, Parts, Reply, disk};
+use crate::exchange::transform::{Then, is_bodiless};
+use crate::exchange::{Body, Failure, Parts, Reply, Transforms, disk};
 use crate::http::{accept, date};
 use crate::net::{Connection, MOST_STAND_IN, stand_in};
 
@@ -23,17 +25,39 @@ const CHUNK: usize = 64 * 1024;
 pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Reply) -> Result<()> {
     let Reply { mut head, body } = with_page(reply, session.req_header());
     set_length(&mut head, &body)?;
-    finish_header(session.req_header(), &mut head, x);
-    write(session, head, body).await
+    let transforms = finish_header(session, &mut head, x);
+    write(session, head, body, transforms).await
 }
 
-/// What the header of every answer gets last, whoever made it.
-pub(super) fn finish_header(request: &RequestHeader, head: &mut ResponseHeader, x: &Exchange) {
+/// What the header of every answer gets last, whoever made it, and what becomes of the body behind it.
+pub(super) fn finish_header(
+    session: &mut ServerSession,
+    head: &mut ResponseHeader,
+    x: &Exchange,
+) -> Transforms {
     // As nginx: what software a backend runs is nobody's business. A `headers` policy can say otherwise.
     set_server(head);
-    if !x.chain().is_empty() {
-        x.chain().response(&x.cx, request, head, SystemTime::now());
+    let chain = x.chain();
+    if chain.is_empty() {
+        return Transforms::default();
     }
+    let request = session.req_header();
+    let transforms = chain.response(&x.cx, request, head, SystemTime::now());
+    if transforms.is_empty() || is_bodiless(&request.method, head.status) {
+        return Transforms::default();
+    }
+    // How long it gets, nobody knows.
+    match request.version {
+        Version::HTTP_11 => {
+            head.set_version(Version::HTTP_11);
+            // A static name with a static value cannot be refused.
+            let _ = head.insert_header(header::TRANSFER_ENCODING, "chunked");
+        }
+        Version::HTTP_2 => {}
+        // It knows no chunks: the end of the connection is the end of the body.
+        _ => session.set_keepalive(None),
+    }
+    transforms
 }
 
 pub(super) fn set_server(head: &mut ResponseHeader) {
@@ -54,6 +78,7 @@ pub(super) async fn write(
     session: &mut ServerSession,
     head: Box<ResponseHeader>,
     body: Body,
+    transforms: Transforms,
 ) -> Result<()> {
     let method = &session.req_header().method;
     let head_only = method == Method::HEAD;
@@ -65,6 +90,9 @@ pub(super) async fn write(
         session.set_keepalive(None);
     }
     session.write_response_header(head).await?;
+    if !transforms.is_empty() {
+        return write_changed(session, body, transforms).await;
+    }
     // What is written last says so: on HTTP/2 the end would be a frame of its own.
     match body {
         Body::Bytes(bytes) if !head_only && !bytes.is_empty() => {
@@ -87,6 +115,68 @@ pub(super) async fn write(
         }
         _ => session.finish_body().await,
     }
+}
+
+/// Writes a body that changes on its way, whatever it is made of.
+async fn write_changed(
+    session: &mut ServerSession,
+    body: Body,
+    mut transforms: Transforms,
+) -> Result<()> {
+    let to = &mut transforms;
+    match body {
+        Body::Empty => {}
+        Body::Bytes(bytes) => change_bytes(session, bytes, to).await?,
+        Body::File {
+            file,
+            start,
+            length,
+        } => change_file(session, &file, start..start + length, to).await?,
+        Body::Parts(Parts { file, parts, end }) => {
+            for (before, part) in parts {
+                change_bytes(session, before, to).await?;
+                change_file(session, &file, part, to).await?;
+            }
+            change_bytes(session, end, to).await?;
+        }
+    }
+    let rest = pass(to, Bytes::new(), Then::End)?;
+    session.write_response_body(rest, true).await
+}
+
+async fn change_bytes(
+    session: &mut ServerSession,
+    mut bytes: Bytes,
+    transforms: &mut Transforms,
+) -> Result<()> {
+    while !bytes.is_empty() {
+        let piece = bytes.split_to(CHUNK.min(bytes.len()));
+        let piece = pass(transforms, piece, Then::Next)?;
+        session.write_response_body(piece, false).await?;
+        // Others are waiting while a large body is worked at.
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+async fn change_file(
+    session: &mut ServerSession,
+    file: &Arc<File>,
+    part: Range<u64>,
+    transforms: &mut Transforms,
+) -> Result<()> {
+    let mut at = part.start;
+    while at < part.end {
+        let piece = read_piece(file, at, part.end).await?;
+        at += piece.len() as u64;
+        change_bytes(session, piece, transforms).await?;
+    }
+    Ok(())
+}
+
+fn pass(transforms: &mut Transforms, piece: Bytes, then: Then) -> Result<Bytes> {
+    let passed = transforms.pass(piece, then);
+    passed.or_err(ErrorType::InternalError, "changing a body")
 }
 
 /// Sends a part of a file, a piece at a time, never waiting for a disk on the worker.
@@ -139,17 +229,23 @@ async fn copy_file(
 ) -> Result<()> {
     let end = at + length;
     while at < end {
-        let chunk = disk::read(file, at, at_most(CHUNK, end - at))
-            .await
-            .or_err(ErrorType::FileReadError, "reading a file")?;
-        if chunk.is_empty() {
-            // The length was promised already: the client must see that this is not all.
-            return Error::e_explain(ErrorType::FileReadError, "the file became shorter");
-        }
+        let chunk = read_piece(file, at, end).await?;
         at += chunk.len() as u64;
         session.write_response_body(chunk, false).await?;
     }
     Ok(())
+}
+
+/// What comes next of a part of a file that ends at `end`.
+async fn read_piece(file: &Arc<File>, at: u64, end: u64) -> Result<Bytes> {
+    let piece = disk::read(file, at, at_most(CHUNK, end - at))
+        .await
+        .or_err(ErrorType::FileReadError, "reading a file")?;
+    if piece.is_empty() {
+        // The length was promised already: the client must see that this is not all.
+        return Error::e_explain(ErrorType::FileReadError, "the file became shorter");
+    }
+    Ok(piece)
 }
 
 fn at_most(most: usize, left: u64) -> usize {
