@@ -1,6 +1,8 @@
 //! Access log, error log, and what USR1 does.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 
 use nix::sys::signal::Signal;
 use regex::Regex;
@@ -304,4 +306,165 @@ fn client_that_leaves_in_the_middle_of_a_header_is_logged_and_one_that_says_noth
         lines.concat().contains("\"GET /half HTTP/1.1\" "),
         "{lines:?}"
     );
+}
+
+#[test]
+fn site_and_route_have_access_logs_of_their_own() {
+    let weir = Setup::new().start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        log: { access: { file: '{dir}/access.log', format: '$host $uri' } }
+        sites:
+          shop:
+            hosts: [shop.example]
+            access_log: { file: shop.log, format: '$status $uri' }
+            routes:
+              - { match: { path: /health }, access_log: off, respond: well }
+              - match: { regex: '^/u/(?<id>[0-9]+)$' }
+                access_log:
+                  - { file: users.log, format: '$id' }
+                  - { file: odd.log, format: '$uri', when: '$id ~ [13579]$' }
+                respond: user
+              - { match: { path: / }, respond: shop }
+          main: { hosts: ['*'], routes: [{ match: { path: / }, respond: hello }] }
+        ",
+    );
+    for (host, path, status) in [
+        ("shop.example", "/health", 200),
+        ("shop.example", "/u/7", 200),
+        ("shop.example", "/u/8", 200),
+        ("shop.example", "/", 200),
+        ("shop.example", "/none", 404),
+        ("other.example", "/", 200),
+        ("other.example", "/none", 404),
+    ] {
+        let answer = weir.fetch(&get(path).host(host));
+        assert_eq!(answer.status, status, "{host}{path}");
+    }
+    for (file, lines) in [
+        ("shop.log", &["200 /", "404 /none"][..]),
+        ("users.log", &["7", "8"]),
+        ("odd.log", &["/u/7"]),
+        ("access.log", &["other.example /", "other.example /none"]),
+    ] {
+        // those of different threads may change places
+        let mut found = weir.lines(file, lines.len());
+        found.sort();
+        assert_eq!(found, lines, "{file}");
+    }
+}
+
+#[test]
+fn access_logs_of_sites_follow_a_reload_and_usr1() {
+    let document = |site: &str| {
+        format!(
+            "
+            listeners: {{ http: {{ bind: '127.0.0.1:{{http}}' }} }}
+            log: {{ access: {{ file: '{{dir}}/access.log', format: '$uri' }} }}
+            sites: {{ main: {{ hosts: ['*'], {site} routes: [{{ respond: ok }}] }} }}
+            "
+        )
+    };
+    let weir = Setup::new().start(&document(""));
+    weir.get("/1");
+    let own = "access_log: { file: main.log, format: '$uri' },";
+    weir.reload(&document(own));
+    weir.get("/2");
+    assert_eq!(weir.lines("main.log", 1), ["/2"]);
+    let log = weir.dir().join("main.log");
+    fs::rename(&log, log.with_extension("old")).expect("rename");
+    weir.signal(Signal::SIGUSR1);
+    eventually(PATIENCE, || log.exists());
+    weir.get("/3");
+    assert_eq!(weir.lines("main.log", 1), ["/3"]);
+    weir.reload(&document("access_log: off,"));
+    weir.get("/4");
+    weir.reload(&document(""));
+    weir.get("/5");
+    let mut lines = weir.lines("access.log", 2);
+    lines.sort();
+    assert_eq!(lines, ["/1", "/5"]);
+}
+
+#[test]
+fn lines_go_to_sockets_and_to_syslog() {
+    let setup = Setup::new();
+    let read = |socket: &UnixDatagram| {
+        let mut message = [0; 1024];
+        let length = socket.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    let socket = |name: &str| {
+        let socket = UnixDatagram::bind(setup.dir().join(name)).expect("bind");
+        let patience = Some(PATIENCE);
+        socket.set_read_timeout(patience).expect("set");
+        socket
+    };
+    let (collector, syslog) = (socket("collector.sock"), socket("syslog.sock"));
+    let weir = start(
+        setup,
+        "{ access: [
+            { to: 'unix:{dir}/collector.sock', format: '$uri' },
+            { syslog: { server: 'unix:{dir}/syslog.sock', facility: local0, severity: notice, tag: shop }, format: '$status' } ] }",
+    );
+    weir.get("/a");
+    assert_eq!(read(&collector), "/a");
+    let line = read(&syslog);
+    // local0.notice: 16 * 8 + 5
+    assert!(
+        line.starts_with("<133>") && line.ends_with(" shop: 200"),
+        "{line}"
+    );
+}
+
+#[test]
+fn lines_wait_for_a_collector_that_is_not_there() {
+    let weir = start(
+        Setup::new().allow("collector.sock"),
+        "{ access: { to: 'unix:{dir}/collector.sock', format: '$uri' } }",
+    );
+    weir.get("/a");
+    weir.get("/b");
+    let listener = UnixListener::bind(weir.dir().join("collector.sock")).expect("bind");
+    let mut lines = BufReader::new(listener.accept().expect("accept").0).lines();
+    let mut line = || lines.next().expect("a line").expect("read");
+    let mut lines = [line(), line()];
+    lines.sort();
+    assert_eq!(lines, ["/a", "/b"]);
+}
+
+#[test]
+fn secrets_are_left_out() {
+    let weir = start(
+        Setup::new(),
+        "{ access: { file: '{dir}/access.log', redact: { args: [token], headers: [X-Key] },
+            format: '$request|$args|$http_referer|$http_x_key' } }",
+    );
+    let request = get("/a?b=c&token=s3cret&d")
+        .header("Referer", "http://x/?token=s3cret")
+        .header("X-Key", "s3cret");
+    weir.fetch(&request);
+    assert_eq!(
+        weir.access_lines(1),
+        ["GET /a?b=c&token=***&d HTTP/1.1|b=c&token=***&d|http://x/?token=***|***"]
+    );
+}
+
+#[test]
+fn a_share_of_the_requests_is_logged() {
+    let weir = start(
+        Setup::new(),
+        "{ access: [{ file: '{dir}/some.log', sample: 50%, format: '$uri' },
+            { file: '{dir}/none.log', sample: 0%, format: '$uri' },
+            { file: '{dir}/all.log', sample: 100%, format: '$uri' }] }",
+    );
+    let mut connection = weir.connect();
+    for _ in 0..400 {
+        connection.fetch(&get("/")).expect("an answer");
+    }
+    assert_eq!(weir.lines("all.log", 400).len(), 400);
+    let some = weir.lines("some.log", 100).len();
+    // one time in 10^12 it is beyond seven standard deviations, which are ten lines each
+    assert!((130..=270).contains(&some), "{some}");
+    assert_eq!(weir.setup().read("none.log"), "");
 }

@@ -11,6 +11,7 @@
 //! inherit.
 
 pub mod access;
+pub mod access_log;
 pub mod headers;
 pub mod request_id;
 pub mod rewrite;
@@ -26,10 +27,12 @@ use serde::{Deserialize, Deserializer};
 use crate::build::Build;
 use crate::exchange::{Cx, Failure, Reply, Transform, Transforms};
 use crate::issue::At;
+use crate::log::AccessLogs;
 use crate::value::OrOff;
 use crate::value::keys::{self, Keyed};
 
 use access::Access;
+use access_log::AccessLog;
 use headers::Headers;
 use request_id::RequestId;
 use rewrite::Rewrite;
@@ -140,6 +143,10 @@ macro_rules! registry {
                         }
                     },)+
                     empty: false,
+                    unlogged: match &self.access_log {
+                        None => farther.unlogged,
+                        Some(access_log) => matches!(access_log, OrOff::Off),
+                    },
                 };
                 let empty = chain.names().next().is_none();
                 Arc::new(Chain { empty, ..chain })
@@ -152,11 +159,13 @@ macro_rules! registry {
             $(pub $key: Option<Arc<$filter>>,)+
             /// Most routes have few policies or none; this spares them the walk.
             empty: bool,
+            /// `access_log: off`: where no level has an `access_log`, that of the document counts.
+            unlogged: bool,
         }
 
         impl Default for Chain {
             fn default() -> Chain {
-                Chain { $($key: None,)+ empty: true }
+                Chain { $($key: None,)+ empty: true, unlogged: false }
             }
         }
 
@@ -228,6 +237,17 @@ macro_rules! registry {
     };
 }
 
+impl Chain {
+    /// The access logs that a level has given, if one has: none of them with `off`.
+    pub fn own_access_logs(&self) -> Option<&AccessLogs> {
+        static NONE: AccessLogs = AccessLogs::none();
+        match &self.access_log {
+            Some(own) => Some(&own.0),
+            None => self.unlogged.then_some(&NONE),
+        }
+    }
+}
+
 registry! {
     /// Gives each request an identifier, for logs on both sides.
     // first: whatever ends the request later, its log line has the identifier
@@ -240,6 +260,9 @@ registry! {
     /// Sets, adds and removes headers of the request to the backend and of the answer to the client.
     // last: it has the final word on what leaves
     headers => Headers,
+    /// Other access logs than the document's.
+    // in no phase: it says what becomes of the line about all the others
+    access_log => AccessLog,
 }
 
 impl<'de> Deserialize<'de> for Filters {

@@ -1,5 +1,7 @@
 //! The access log: one line per request, the last thing that happens to it.
 //!
+//! A request has the logs of the nearest level that has `access_log`, or else that of the document.
+//!
 //! The line is made on the thread of the request, from facts that are there already, and handed to a [`Writer`], which
 //! writes it elsewhere.
 //!
@@ -9,7 +11,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,13 +19,16 @@ use http::header;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
-use super::writer::{Destination, Writer, Writers};
+use super::condition::{self, Condition};
+use super::redact::{self, Redact};
+use super::sink::{Destination, Syslog, To};
+use super::writer::{Writer, Writers};
 use crate::build::Build;
 use crate::exchange::cx::{TlsFacts, Try};
 use crate::exchange::date;
 use crate::exchange::vars::{self, Piece, Stage, Text, Var, View};
 use crate::issue::At;
-use crate::value::{Template, suggest};
+use crate::value::{OneOrMany, Ratio, Template, suggest};
 
 /// The access log (nginx's `access_log`).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
@@ -35,6 +40,11 @@ pub struct Config {
     /// quiet server (nginx's `buffer` and `flush`). When the disk is full or too slow, up to 4 MiB of lines per
     /// worker thread wait in memory, further ones are dropped, and the error log says how many; requests never wait.
     pub file: Option<PathBuf>,
+    /// Instead of `file`: `stdout`, `stderr`, or a unix socket, `unix:/run/collector.sock`, that takes lines as a stream
+    /// or one in each datagram. A socket that is not there, or goes away, is connected as soon as it is there (again).
+    pub to: Option<To>,
+    /// Instead of `file`: a syslog server, which `{}` finds at `/dev/log`. nginx: `access_log syslog:`.
+    pub syslog: Option<Syslog>,
     /// How a line looks: `combined`, `json`, or a template such as `"$remote_addr $status $upstream_addr $failure"`.
     /// Default: `combined`.
     ///
@@ -48,6 +58,13 @@ pub struct Config {
     ///   `addr`, `status`, `connect_time`, `header_time` and `response_time` of every try.
     /// - In a template (nginx's `log_format`), a variable without a value is written `-`.
     pub format: Format,
+    /// Which requests: `$status >= 400`, with `==`, `!=`, `<`, `<=`, `>`, `>=`, `~` (a regular expression) or `!~`
+    /// between blanks; or a text with variables alone, which holds unless it is empty or `0`. Default: all. nginx: `if=`.
+    pub when: Option<condition::Config>,
+    /// What share of those, chosen at random: `10%`. Default: all.
+    pub sample: Option<Ratio>,
+    /// What is written `***`: `{ args: [token], headers: [Authorization], cookies: [session] }`.
+    pub redact: Option<redact::Config>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -60,17 +77,44 @@ pub enum Format {
 }
 
 impl Config {
-    pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<AccessLog> {
-        let destination = match &self.file {
-            Some(written) => super::file(&at.key("file"), written, b).map(Destination::File),
-            None => Some(Destination::Stdout),
-        };
+    fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<AccessLog> {
+        let destination = self.destination(at, b);
         let line = self.format.compile(&at.key("format"), b);
+        let when = self.when.as_ref();
+        let when = when.map(|when| when.compile(&at.key("when"), b));
+        let redact = self.redact.as_ref();
+        let redact = redact.map(|redact| redact.compile(&at.key("redact"), b));
         Some(AccessLog {
             line: line?,
+            when: when.map_or(Some(None), |when| when.map(Some))?,
+            sample: self.sample.map(Ratio::get),
+            redact: redact.map_or(Some(None), |redact| redact.map(Some))?,
             destination: destination?,
             writer: OnceLock::new(),
         })
+    }
+
+    fn destination(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Destination> {
+        let given = [
+            ("file", self.file.is_some()),
+            ("to", self.to.is_some()),
+            ("syslog", self.syslog.is_some()),
+        ];
+        let mut given = given.iter().filter(|(_, given)| *given);
+        if let (Some((first, _)), Some((second, _))) = (given.next(), given.next()) {
+            b.error(
+                &at.key(second),
+                format!("`{first}` says where the lines go already"),
+            )
+            .hint("a list of logs has several places: `[{ file: a.log }, { syslog: {} }]`");
+            return None;
+        }
+        match (&self.file, &self.to, &self.syslog) {
+            (Some(written), ..) => super::file(&at.key("file"), written, b).map(Destination::File),
+            (_, Some(To(destination)), _) => Some(destination.clone()),
+            (_, _, Some(syslog)) => Some(Destination::Syslog(syslog.clone())),
+            _ => Some(Destination::Stdout),
+        }
     }
 }
 
@@ -152,10 +196,66 @@ impl JsonSchema for Format {
     }
 }
 
-/// A format and where its lines go.
+/// The logs that a request goes to, in written order.
 #[derive(Debug)]
-pub struct AccessLog {
+pub struct AccessLogs(Vec<AccessLog>);
+
+impl AccessLogs {
+    pub const fn none() -> AccessLogs {
+        AccessLogs(Vec::new())
+    }
+
+    pub fn compile(
+        config: &OneOrMany<Config>,
+        at: &At<'_>,
+        b: &mut Build<'_>,
+    ) -> Option<AccessLogs> {
+        let logs = match config.0.as_slice() {
+            [one] => vec![one.compile(at, b)],
+            many => {
+                let many = many.iter().enumerate();
+                many.map(|(i, one)| one.compile(&at.index(i), b)).collect()
+            }
+        };
+        logs.into_iter().collect::<Option<_>>().map(AccessLogs)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Opens all destinations.
+    ///
+    /// # Errors
+    /// When a file cannot be opened.
+    pub fn open(&self, writers: &Writers) -> io::Result<()> {
+        self.0.iter().try_for_each(|log| log.open(writers))
+    }
+
+    /// The files that are written.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().filter_map(|log| match &log.destination {
+            Destination::File(path) => Some(path.as_path()),
+            _ => None,
+        })
+    }
+
+    /// Writes the lines of one request, which is over.
+    pub fn log(&self, view: &View<'_>) {
+        for log in &self.0 {
+            log.log(view);
+        }
+    }
+}
+
+/// A format, which requests it is for, and where its lines go.
+#[derive(Debug)]
+struct AccessLog {
     line: Line,
+    when: Option<Condition>,
+    /// From 0 to 1.
+    sample: Option<f64>,
+    redact: Option<Redact>,
     destination: Destination,
     /// Empty until [`AccessLog::open`]: a test of the configuration opens nothing, and a daemon opens after its fork.
     writer: OnceLock<Arc<Writer>>,
@@ -170,7 +270,7 @@ enum Line {
 
 impl AccessLog {
     /// Opens the destination, or joins those who have it open. Before that, [`AccessLog::log`] does nothing.
-    pub fn open(&self, writers: &Writers) -> io::Result<()> {
+    fn open(&self, writers: &Writers) -> io::Result<()> {
         if self.writer.get().is_none() {
             // if someone was quicker, it is the same writer
             let _ = self.writer.set(writers.open(&self.destination)?);
@@ -178,12 +278,8 @@ impl AccessLog {
         Ok(())
     }
 
-    pub fn destination(&self) -> &Destination {
-        &self.destination
-    }
-
-    /// Writes the line of one request, which is over.
-    pub fn log(&self, view: &View<'_>) {
+    /// Writes the line of one request, which is over, if it is one of those that are logged.
+    fn log(&self, view: &View<'_>) {
         thread_local! {
             /// One allocation per thread instead of one per line.
             static LINE: RefCell<Vec<u8>> = RefCell::default();
@@ -191,6 +287,11 @@ impl AccessLog {
         let Some(writer) = self.writer.get() else {
             return;
         };
+        if self.when.as_ref().is_some_and(|when| !when.holds(view))
+            || self.sample.is_some_and(|share| fastrand::f64() >= share)
+        {
+            return;
+        }
         LINE.with_borrow_mut(|line| {
             line.clear();
             self.line(view, line);
@@ -199,19 +300,39 @@ impl AccessLog {
     }
 
     /// Appends the line of one request, with its end.
-    pub fn line(&self, view: &View<'_>, out: &mut Vec<u8>) {
+    fn line(&self, view: &View<'_>, out: &mut Vec<u8>) {
+        let source = &Source {
+            view,
+            redact: self.redact.as_ref(),
+        };
         match &self.line {
             Line::Combined(line) => {
-                text(line, view, out);
+                text(line, source, out);
                 if let Some(failure) = view.cx.failure {
                     out.push(b' ');
                     out.extend_from_slice(failure.word().as_bytes());
                 }
             }
-            Line::Template(line) => text(line, view, out),
-            Line::Json => json(view, out),
+            Line::Template(line) => text(line, source, out),
+            Line::Json => json(source, out),
         }
         out.push(b'\n');
+    }
+}
+
+/// Where a line takes its values from.
+struct Source<'a> {
+    view: &'a View<'a>,
+    redact: Option<&'a Redact>,
+}
+
+impl Source<'_> {
+    /// As [`Var::write`], without what is to be left out.
+    fn write(&self, var: &Var, out: &mut Vec<u8>) -> Option<()> {
+        match self.redact {
+            None => var.write(self.view, out),
+            Some(redact) => redact.write(var, self.view, out),
+        }
     }
 }
 
@@ -219,13 +340,13 @@ impl AccessLog {
 const COMBINED: &str = "$remote_addr - $remote_user [$time_local] \"$request\" $status $body_bytes_sent \
     \"$http_referer\" \"$http_user_agent\"";
 
-fn text(line: &Text, view: &View<'_>, out: &mut Vec<u8>) {
+fn text(line: &Text, source: &Source<'_>, out: &mut Vec<u8>) {
     for piece in line.pieces() {
         match piece {
             Piece::Literal(literal) => out.extend_from_slice(literal.as_bytes()),
             Piece::Var(var) => {
                 let start = out.len();
-                match var.write(view, out) {
+                match source.write(var, out) {
                     Some(()) => escape_from(start, out),
                     None => out.push(b'-'),
                 }
@@ -253,28 +374,28 @@ fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
 }
 
-fn json(view: &View<'_>, out: &mut Vec<u8>) {
-    let cx = view.cx;
+fn json(source: &Source<'_>, out: &mut Vec<u8>) {
+    let View { cx, wall, .. } = *source.view;
     out.extend_from_slice(b"{\"time\":\"");
-    date::utc_millis(view.wall, out);
+    date::utc_millis(wall, out);
     out.push(b'"');
-    variable("client", &Var::RemoteAddr, view, out);
-    variable("method", &Var::RequestMethod, view, out);
-    variable("host", &Var::Host, view, out);
-    variable("uri", &Var::RequestUri, view, out);
-    variable("protocol", &Var::ServerProtocol, view, out);
+    variable("client", &Var::RemoteAddr, source, out);
+    variable("method", &Var::RequestMethod, source, out);
+    variable("host", &Var::Host, source, out);
+    variable("uri", &Var::RequestUri, source, out);
+    variable("protocol", &Var::ServerProtocol, source, out);
     number("status", vars::status(cx), out);
     number("bytes", cx.body_bytes_sent, out);
     seconds("request_time", vars::request_time(cx), out);
-    variable("failure", &Var::Failure, view, out);
-    variable("request_id", &Var::RequestId, view, out);
-    variable("user_agent", &Var::Http(header::USER_AGENT), view, out);
-    variable("referer", &Var::Http(header::REFERER), view, out);
-    variable("site", &Var::Site, view, out);
-    variable("listener", &Var::Listener, view, out);
+    variable("failure", &Var::Failure, source, out);
+    variable("request_id", &Var::RequestId, source, out);
+    variable("user_agent", &Var::Http(header::USER_AGENT), source, out);
+    variable("referer", &Var::Http(header::REFERER), source, out);
+    variable("site", &Var::Site, source, out);
+    variable("listener", &Var::Listener, source, out);
     key("tls", out);
     match &cx.connection.tls {
-        Some(facts) => tls(facts, view, out),
+        Some(facts) => tls(facts, source, out),
         None => out.extend_from_slice(b"null"),
     }
     key("upstream", out);
@@ -288,11 +409,11 @@ fn json(view: &View<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"]}");
 }
 
-fn tls(facts: &TlsFacts, view: &View<'_>, out: &mut Vec<u8>) {
+fn tls(facts: &TlsFacts, source: &Source<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"version\":");
     super::quote(facts.version, out);
-    variable("cipher", &Var::SslCipher, view, out);
-    variable("server_name", &Var::SslServerName, view, out);
+    variable("cipher", &Var::SslCipher, source, out);
+    variable("server_name", &Var::SslServerName, source, out);
     out.push(b'}');
 }
 
@@ -310,11 +431,11 @@ fn upstream(attempt: &Try, out: &mut Vec<u8>) {
 }
 
 /// Appends a member that is not the first of its object.
-fn variable(name: &str, var: &Var, view: &View<'_>, out: &mut Vec<u8>) {
+fn variable(name: &str, var: &Var, source: &Source<'_>, out: &mut Vec<u8>) {
     key(name, out);
     let start = out.len();
     out.push(b'"');
-    if var.write(view, out).is_none() {
+    if source.write(var, out).is_none() {
         out.truncate(start);
         out.extend_from_slice(b"null");
         return;
@@ -370,7 +491,10 @@ mod tests {
         let format = Format::try_from(format.to_owned())?;
         let sources = Sources::default();
         let mut b = Build::new(&sources);
-        let config = Config { file: None, format };
+        let config = Config {
+            format,
+            ..Config::default()
+        };
         let log = config.compile(&At::Root, &mut b);
         match b.issues.0.pop() {
             Some(issue) => Err(issue.message),

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::writer;
+use super::sink;
 use crate::build::Build;
 use crate::exchange::date;
 use crate::issue::At;
@@ -295,7 +295,7 @@ impl Sink {
         match path {
             None => Ok(Sink::Stderr),
             Some(path) => {
-                let file = writer::open_append(&path)?;
+                let file = sink::open_append(&path)?;
                 Ok(Sink::File { path, file })
             }
         }

@@ -6,7 +6,11 @@
 
 pub mod access;
 pub mod error;
-pub mod writer;
+
+mod condition;
+mod redact;
+mod sink;
+mod writer;
 
 use std::path::{Path, PathBuf};
 
@@ -15,9 +19,9 @@ use serde::Deserialize;
 
 use crate::build::Build;
 use crate::issue::At;
-use crate::value::OrOff;
+use crate::value::{OneOrMany, OrOff};
 
-pub use access::AccessLog;
+pub use access::AccessLogs;
 pub use error::ErrorLog;
 pub use writer::Writers;
 
@@ -27,29 +31,18 @@ pub use writer::Writers;
 pub struct Config {
     /// What weir reports about itself.
     pub error: error::Config,
-    /// A line per request, or `off`. Default: `combined` to standard output, so that a server that was just started
-    /// shows what it does and a container's runtime collects it (nginx's is on by default, too).
-    pub access: Option<OrOff<access::Config>>,
+    /// A line per request, in one log or a list of them, or `off`. Default: `combined` to standard output, so that a server
+    /// that was just started shows what it does and a container's runtime collects it (nginx's is on by default, too).
+    /// `access_log` in a site or a route replaces it there.
+    pub access: Option<OrOff<OneOrMany<access::Config>>>,
 }
 
 /// Both logs as they are to be.
 #[derive(Debug)]
 pub struct Compiled {
     pub error: error::Settings,
-    /// None if it is off.
-    pub access: Option<AccessLog>,
-}
-
-impl Compiled {
-    /// The files that are written.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let access = self.access.as_ref().map(AccessLog::destination);
-        let access = access.and_then(|destination| match destination {
-            writer::Destination::File(path) => Some(path.as_path()),
-            writer::Destination::Stdout => None,
-        });
-        self.error.file().into_iter().chain(access)
-    }
+    /// Those of requests whose level has none of its own.
+    pub access: AccessLogs,
 }
 
 impl Config {
@@ -57,16 +50,13 @@ impl Config {
         let error = self.error.compile(&at.key("error"), b);
         let at = at.key("access");
         let access = match &self.access {
-            None => Some(access::Config::default().compile(&at, b)),
-            Some(OrOff::On(access)) => Some(access.compile(&at, b)),
-            Some(OrOff::Off) => None,
+            None => AccessLogs::compile(&OneOrMany(vec![access::Config::default()]), &at, b),
+            Some(OrOff::On(access)) => AccessLogs::compile(access, &at, b),
+            Some(OrOff::Off) => Some(AccessLogs::none()),
         };
         Some(Compiled {
             error: error?,
-            access: match access {
-                Some(access) => Some(access?),
-                None => None,
-            },
+            access: access?,
         })
     }
 }
@@ -74,7 +64,7 @@ impl Config {
 /// The path of a log file, which can be written as far as a test can tell.
 fn file(at: &At<'_>, written: &Path, b: &mut Build<'_>) -> Option<PathBuf> {
     let path = b.path(at, written);
-    match writer::check(&path) {
+    match sink::check(&path) {
         Ok(()) => Some(path),
         Err(reason) => {
             b.error(at, reason);

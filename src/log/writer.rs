@@ -1,4 +1,4 @@
-//! Log files, written off the request path.
+//! Logs, written off the request path.
 //!
 //! A request only appends its line to a buffer in memory; one thread per file writes the buffers out. On a quiet
 //! server a line is in the file at once; on a busy one the thread writes at most once per second, or whenever 64 KiB
@@ -13,12 +13,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, Thread};
@@ -26,12 +21,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Where lines go.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Destination {
-    Stdout,
-    File(PathBuf),
-}
+use super::sink::{Destination, Sink};
 
 /// All open logs of the process, by destination.
 #[derive(Debug, Default)]
@@ -116,13 +106,19 @@ struct Shard(Mutex<Vec<u8>>);
 
 #[derive(Debug)]
 struct Output {
-    file: File,
+    sink: Sink,
     /// Taken from a shard and being written; after an error, what is still to be written.
     batch: Vec<u8>,
     /// The last write failed, and that was reported.
     failing: bool,
     /// When dropped lines were last reported.
     reported: Option<Instant>,
+}
+
+impl Output {
+    fn write(&mut self) -> io::Result<()> {
+        self.sink.write(&mut self.batch)
+    }
 }
 
 impl Writer {
@@ -137,7 +133,7 @@ impl Writer {
             flushed: Mutex::new(0),
             flush_done: Condvar::new(),
             output: Mutex::new(Output {
-                file: destination.open()?,
+                sink: destination.open()?,
                 batch: Vec::new(),
                 failing: false,
                 reported: None,
@@ -180,11 +176,11 @@ impl Writer {
         let Destination::File(_) = self.shared.destination else {
             return Ok(());
         };
-        let file = self.shared.destination.open()?;
+        let sink = self.shared.destination.open()?;
         let mut output = self.shared.output.lock();
         // what happened before the file was renamed belongs into the renamed file
         self.shared.write_out(&mut output, Instant::now());
-        output.file = file;
+        output.sink = sink;
         Ok(())
     }
 
@@ -250,14 +246,14 @@ impl Shared {
     /// torn, and the shards fill up meanwhile. True if there was something to write.
     fn write_out(&self, output: &mut Output, now: Instant) -> bool {
         let mut busy = !output.batch.is_empty();
-        let mut result = write_all(&output.file, &mut output.batch);
+        let mut result = output.write();
         for shard in &self.shards {
             if result.is_err() {
                 break;
             }
             std::mem::swap(&mut *shard.0.lock(), &mut output.batch);
             busy |= !output.batch.is_empty();
-            result = write_all(&output.file, &mut output.batch);
+            result = output.write();
         }
         // a burst must not be paid for in memory for ever
         if output.batch.is_empty() && output.batch.capacity() > 4 * FLUSH_SIZE {
@@ -300,82 +296,6 @@ impl Shared {
     }
 }
 
-impl Destination {
-    fn open(&self) -> io::Result<File> {
-        match self {
-            // a descriptor of our own: the standard library's has a buffer and a lock that others use
-            Destination::Stdout => Ok(io::stdout().as_fd().try_clone_to_owned()?.into()),
-            Destination::File(path) => open_append(path),
-        }
-    }
-}
-
-impl fmt::Display for Destination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Destination::Stdout => f.write_str("standard output"),
-            Destination::File(path) => write!(f, "`{}`", path.display()),
-        }
-    }
-}
-
-/// Opens a log file; appending, so that several processes (an upgrade) can write it at the same time.
-pub fn open_append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
-
-/// Whether [`open_append`] would succeed, found out without making the file: a test of the configuration leaves
-/// nothing behind.
-pub fn check(path: &Path) -> Result<(), String> {
-    let file = OpenOptions::new()
-        .append(true)
-        // a named pipe without a reader is no reason to wait, and none to complain
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open(path);
-    match file {
-        Ok(_) => Ok(()),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => check_parent(path),
-        Err(error) => Err(format!("cannot write `{}`: {error}", path.display())),
-    }
-}
-
-fn check_parent(path: &Path) -> Result<(), String> {
-    let parent = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => return Err(format!("`{}` is not a file", path.display())),
-    };
-    if !parent.is_dir() {
-        return Err(format!("no directory `{}`", parent.display()));
-    }
-    nix::unistd::access(parent, nix::unistd::AccessFlags::W_OK).map_err(|error| {
-        format!(
-            "cannot make a file in `{}`: {}",
-            parent.display(),
-            error.desc()
-        )
-    })
-}
-
-/// Writes and empties the batch; after an error it holds what was not written.
-fn write_all(mut file: &File, batch: &mut Vec<u8>) -> io::Result<()> {
-    let mut written = 0;
-    let result = loop {
-        if written == batch.len() {
-            break Ok(());
-        }
-        match file.write(&batch[written..]) {
-            Ok(0) => break Err(ErrorKind::WriteZero.into()),
-            Ok(n) => written += n,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => break Err(error),
-        }
-    };
-    batch.drain(..written);
-    result
-}
-
 /// The shard of the calling thread. Threads are dealt out in turn.
 fn shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -400,8 +320,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
     use std::io::Read;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -536,7 +457,7 @@ mod tests {
         let (read, write) = nix::unistd::pipe().unwrap();
         let writers = Writers::default();
         let writer = writers.open(&Destination::Stdout).unwrap();
-        writer.shared.output.lock().file = write.into();
+        writer.shared.output.lock().sink = Sink::File(write.into());
         (writers, writer, read.into())
     }
 
@@ -566,29 +487,16 @@ mod tests {
         let writer = writers.open(&scratch.destination("a")).unwrap();
         // reading only: every write fails
         let broken = File::open(scratch.0.join("a")).unwrap();
-        let whole = std::mem::replace(&mut writer.shared.output.lock().file, broken);
+        let whole = std::mem::replace(&mut writer.shared.output.lock().sink, Sink::File(broken));
         writer.append(b"one\n");
         assert!(writers.flush(PATIENCE));
         writer.append(b"two\n");
         assert!(writers.flush(PATIENCE));
         assert!(writer.shared.output.lock().failing);
         assert_eq!(scratch.read("a"), "");
-        writer.shared.output.lock().file = whole;
+        writer.shared.output.lock().sink = whole;
         assert!(writers.flush(PATIENCE));
         assert_eq!(scratch.read("a"), "one\ntwo\n");
         assert!(!writer.shared.output.lock().failing);
-    }
-
-    #[test]
-    fn check_finds_what_open_would_and_leaves_nothing_behind() {
-        let scratch = Scratch::new("check");
-        assert_eq!(check(&scratch.0.join("a")), Ok(()));
-        assert!(!scratch.0.join("a").exists());
-        fs::write(scratch.0.join("a"), "").unwrap();
-        assert_eq!(check(&scratch.0.join("a")), Ok(()));
-        let missing = check(&scratch.0.join("none/a")).unwrap_err();
-        assert!(missing.starts_with("no directory `"), "{missing}");
-        let directory = check(&scratch.0).unwrap_err();
-        assert!(directory.contains("directory"), "{directory}");
     }
 }

@@ -93,7 +93,7 @@ impl HttpServerApp for Companion {
         }
         let now = Instant::now();
         super::count(&session, cx, now, &self.live);
-        super::log(&session, snapshot, cx, now);
+        super::log(&session, &snapshot.log.access, cx, now);
         running.ended = true;
         if let Err(e) = sent {
             session.on_proxy_failure(e);

@@ -73,7 +73,8 @@ impl Edge {
         }
         let now = Instant::now();
         count(&session, &x.cx, now, &self.weir.live);
-        log(&session, &x.snapshot, &mut x.cx, now);
+        let logs = x.snapshot.access_logs_of(x.chosen.chain());
+        log(&session, logs, &mut x.cx, now);
         x.end();
         match sent {
             // The last word was written; HTTP/2 has nothing to be used again.

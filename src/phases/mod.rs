@@ -22,6 +22,7 @@ use crate::handler::Handler;
 use crate::handler::files::Elsewhere;
 use crate::handler::proxy::{Attempts, Proxy, Replay};
 use crate::http::{forwarded, host, path};
+use crate::log::AccessLogs;
 use crate::net::Connection;
 use crate::router::{RequestFacts, Route};
 use crate::runtime::{Live, Snapshot};
@@ -87,6 +88,13 @@ enum Chosen {
 }
 
 impl Chosen {
+    fn chain(&self) -> &Chain {
+        match self {
+            Chosen::Route(route) => &route.chain,
+            Chosen::Nothing(chain) => chain,
+        }
+    }
+
     /// # Errors
     /// When the request is not one to be proxied, for which Pingora never asks.
     fn proxy(&self) -> Result<&Proxy> {
@@ -131,10 +139,7 @@ impl Exchange {
     }
 
     fn chain(&self) -> &Chain {
-        match &self.chosen {
-            Chosen::Route(route) => &route.chain,
-            Chosen::Nothing(chain) => chain,
-        }
+        self.chosen.chain()
     }
 }
 
@@ -380,7 +385,8 @@ impl ProxyHttp for Weir {
         }
         let session = session.as_downstream();
         count(session, &x.cx, now, &self.live);
-        log(session, &x.snapshot, &mut x.cx, now);
+        let logs = x.snapshot.access_logs_of(x.chosen.chain());
+        log(session, logs, &mut x.cx, now);
         x.end();
     }
 }
@@ -690,10 +696,10 @@ fn status_of(session: &ServerSession, cx: &Cx) -> u16 {
 }
 
 /// The last thing that happens to a request: its line in the access log.
-fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx, now: Instant) {
-    let Some(access) = &snapshot.log.access else {
+fn log(session: &ServerSession, logs: &AccessLogs, cx: &mut Cx, now: Instant) {
+    if logs.is_empty() {
         return;
-    };
+    }
     let response = session.response_written();
     cx.ended = Some(now);
     cx.status = status_of(session, cx);
@@ -701,7 +707,7 @@ fn log(session: &ServerSession, snapshot: &Snapshot, cx: &mut Cx, now: Instant) 
     cx.bytes_sent = cx.body_bytes_sent + response.map_or(0, header_length);
     cx.request_length += session.body_bytes_read() as u64;
     let request = session.req_header();
-    access.log(&View {
+    logs.log(&View {
         cx,
         request,
         response,

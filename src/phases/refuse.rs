@@ -67,9 +67,13 @@ impl Refuse for Refusals {
             cx.bytes_sent = answer.len() as u64;
             response = Some(head);
         }
-        if let Some(access) = &snapshot.log.access {
+        let logs = match self.part {
+            Part::Edge => snapshot.access_logs_of(&snapshot.router.chain),
+            Part::Companion => &snapshot.log.access,
+        };
+        if !logs.is_empty() {
             cx.ended = Some(Instant::now());
-            access.log(&View {
+            logs.log(&View {
                 cx: &cx,
                 request: &request,
                 response: response.as_deref(),

@@ -75,9 +75,9 @@ pub fn run(source: Source, loaded: Loaded, how: How) -> anyhow::Result<Ended> {
     let background = go_to_background(&how, &boot, receiver.is_some())?;
     // Before any thread exists, which would take them otherwise.
     signals::hold()?;
-    let logs = Logs::start(&snapshot.log)?;
+    let logs = Logs::start(&snapshot)?;
     let output = background.as_ref().map(|_| boot.error_log.as_path());
-    for file in snapshot.log.files().chain(output) {
+    for file in snapshot.log_files().chain(output) {
         daemon::give(file, boot.user.as_deref())?;
     }
     let mut debut = Debut {

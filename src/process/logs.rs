@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::log::{Compiled, ErrorLog, Writers};
+use crate::log::{ErrorLog, Writers};
+use crate::runtime::Snapshot;
 
 /// How long the process waits at its end for the last lines to be written.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -20,13 +21,13 @@ impl Logs {
     ///
     /// # Errors
     /// When a file cannot be opened.
-    pub fn start(log: &Compiled) -> anyhow::Result<Arc<Logs>> {
-        let error = ErrorLog::install(&log.error).context("cannot open the error log")?;
+    pub fn start(snapshot: &Snapshot) -> anyhow::Result<Arc<Logs>> {
+        let error = ErrorLog::install(&snapshot.log.error).context("cannot open the error log")?;
         let logs = Logs {
             error,
             writers: Writers::default(),
         };
-        logs.open_access(log)?;
+        logs.open_access(snapshot)?;
         Ok(Arc::new(logs))
     }
 
@@ -34,10 +35,10 @@ impl Logs {
     ///
     /// # Errors
     /// When a file cannot be opened; nothing has changed then.
-    pub fn follow(&self, log: &Compiled) -> anyhow::Result<()> {
-        self.open_access(log)?;
+    pub fn follow(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        self.open_access(snapshot)?;
         self.error
-            .apply(&log.error)
+            .apply(&snapshot.log.error)
             .context("cannot open the error log")
     }
 
@@ -60,12 +61,10 @@ impl Logs {
         log::logger().flush();
     }
 
-    fn open_access(&self, log: &Compiled) -> anyhow::Result<()> {
-        match &log.access {
-            Some(access) => access
-                .open(&self.writers)
-                .context("cannot open the access log"),
-            None => Ok(()),
-        }
+    fn open_access(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        snapshot
+            .access_logs()
+            .try_for_each(|logs| logs.open(&self.writers))
+            .context("cannot open the access log")
     }
 }

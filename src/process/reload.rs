@@ -97,7 +97,7 @@ fn carry_out(
     }
     let probes = tasks::first_probes(&prepared.snapshot);
     tokio::runtime::Handle::current().block_on(probes);
-    logs.follow(&prepared.snapshot.log)?;
+    logs.follow(&prepared.snapshot)?;
     let snapshot = reloader.commit(prepared);
     for (service, opened) in services.iter().zip(opened) {
         service.follow(Change {

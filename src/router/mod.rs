@@ -65,8 +65,18 @@ impl Router {
 
     /// All routes, those of a site once for each of its hosts.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        let sites = self.listeners.values().flat_map(Hosts::sites);
-        sites.flat_map(|site| &site.routes)
+        self.sites().flat_map(|site| &site.routes)
+    }
+
+    /// The policies of all levels, some of them several times.
+    pub fn chains(&self) -> impl Iterator<Item = &Chain> {
+        let sites = self.sites().map(|site| &*site.chain);
+        let routes = self.routes().map(|route| &*route.chain);
+        std::iter::once(&*self.chain).chain(sites).chain(routes)
+    }
+
+    fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.listeners.values().flat_map(Hosts::sites)
     }
 
     /// Whether a site names `host`, other than as one of all.

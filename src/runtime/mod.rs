@@ -1,7 +1,7 @@
 //! The running configuration: one immutable [`Snapshot`], swapped whole.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::filter::Chain;
 use crate::handler::Handler;
 use crate::handler::files::Files;
-use crate::log;
+use crate::log::{self, AccessLogs};
 use crate::net::{Bind, Listeners, Open};
 use crate::pool::Pool;
 use crate::router::Router;
@@ -155,6 +156,23 @@ impl Snapshot {
             Part::Edge => &self.edge,
             Part::Companion => &self.companion,
         }
+    }
+
+    /// The access logs of all levels, some of them several times.
+    pub fn access_logs(&self) -> impl Iterator<Item = &AccessLogs> {
+        let own = self.router.chains().filter_map(Chain::own_access_logs);
+        std::iter::once(&self.log.access).chain(own)
+    }
+
+    /// The logs that a request goes to which has these policies.
+    pub fn access_logs_of<'a>(&'a self, chain: &'a Chain) -> &'a AccessLogs {
+        chain.own_access_logs().unwrap_or(&self.log.access)
+    }
+
+    /// All files that logs are written to.
+    pub fn log_files(&self) -> impl Iterator<Item = &Path> {
+        let error = self.log.error.file().into_iter();
+        error.chain(self.access_logs().flat_map(AccessLogs::files))
     }
 
     /// All folders that files are served from, by who does: `static.assets`, `shop.routes[1]`.
