@@ -267,6 +267,15 @@ fn faults() -> Vec<Fault> {
             false,
         ),
         fault(
+            "has a chunk without a length",
+            raw(
+                "HTTP/1.1 200 OK|Transfer-Encoding: chunked",
+                "4\r\nhalf\r\n\r\n",
+            ),
+            Broken,
+            false,
+        ),
+        fault(
             "has a chunk of a huge length",
             raw(
                 "HTTP/1.1 200 OK|Transfer-Encoding: chunked",

@@ -1,5 +1,5 @@
-//! The chunked body of an HTTP/1 request, checked strictly as it passes (RFC 9112 section 7.1): where it ends, and
-//! that no other program could find another end.
+//! The chunked body of an HTTP/1 message, checked as it passes (RFC 9112 section 7.1). That of a request strictly: where it
+//! ends, and that no other program could find another end.
 
 use super::head::{self, Fault, Fault::Malformed};
 
@@ -15,6 +15,8 @@ const TRAILERS: usize = 8192;
 pub struct Chunked {
     state: State,
     extensions: usize,
+    /// For answers, of servers that were always understood: blanks may follow a size, and trailers are not looked at.
+    lenient: bool,
     /// The trailer section so far, from its first line on.
     trailers: Vec<u8>,
 }
@@ -38,6 +40,14 @@ impl Default for State {
 }
 
 impl Chunked {
+    /// The body of an answer: only what nobody can mean is an error.
+    pub fn of_answer() -> Chunked {
+        Chunked {
+            lenient: true,
+            ..Chunked::default()
+        }
+    }
+
     /// How many of these bytes, which follow those of the last call, belong to the body: all, unless it ends within them.
     ///
     /// # Errors
@@ -79,6 +89,7 @@ impl Chunked {
             }
             (State::Size { digits: 0, .. }, _) => Err(Malformed("a chunk without a size")),
             (State::Size { size, .. }, b';') => self.extend(size),
+            (State::Size { size, .. }, b' ' | b'\t') if self.lenient => self.extend(size),
             (State::Size { size, .. } | State::Extension { size }, b'\r') => {
                 Ok(State::SizeEnd { size })
             }
@@ -87,6 +98,7 @@ impl Chunked {
                 Err(Malformed("a control byte in a chunk extension"))
             }
             (State::Extension { size }, _) => self.extend(size),
+            (State::SizeEnd { size: 0 }, b'\n') if self.lenient => Ok(State::Over),
             (State::SizeEnd { size: 0 }, b'\n') => Ok(State::Trailers),
             (State::SizeEnd { size }, b'\n') => Ok(State::Data { left: size }),
             (State::DataReturn, b'\r') => Ok(State::DataEnd),

@@ -12,6 +12,7 @@
 //!      Line    one try of a request: a fresh or a kept connection, and its time limits
 //! ```
 
+mod framing;
 mod idle;
 mod line;
 mod stock;

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep_until};
 
+use super::framing::Framing;
 use super::line::{Line, Phase};
 
 /// How much is read at once for a client that may leave many answers waiting (nginx: `http2_chunk_size`). Pingora reads
@@ -158,6 +159,9 @@ pub(super) struct Wire {
     wait: Wait,
     /// Whether the answer may be read already.
     gate: Gate,
+    framing: Framing,
+    /// What was read last is followed by what is no chunk.
+    broken: bool,
     /// Whether the request is over and the connection can serve another one.
     free: bool,
 }
@@ -198,6 +202,8 @@ impl Wire {
                 },
                 false => Gate::Open,
             },
+            framing: Framing::default(),
+            broken: false,
             link: Some(link),
             line,
             free: false,
@@ -243,12 +249,25 @@ impl AsyncRead for Wire {
             this.line.expire();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        if this.broken {
+            return Poll::Ready(Err(no_chunk()));
+        }
+        let before = buf.filled().len();
         let read = match this.line.needs.small_pieces && !link.http2 {
             true => poll_read_piece(&mut link.io, cx, buf),
             false => link.io.poll_read(cx, buf),
         };
         match read {
             Poll::Ready(read) => {
+                let count = buf.filled().len() - before;
+                let good = this.framing.pass(&buf.filled()[before..]);
+                if good < count {
+                    buf.set_filled(before + good);
+                    this.broken = true;
+                    if good == 0 {
+                        return Poll::Ready(Err(no_chunk()));
+                    }
+                }
                 // A header is waited for as a whole.
                 if this.wait.phase != Phase::Header {
                     this.wait.since = None;
@@ -258,6 +277,13 @@ impl AsyncRead for Wire {
             Poll::Pending => this.poll_wait(cx),
         }
     }
+}
+
+fn no_chunk() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "no chunk where one should begin",
+    )
 }
 
 /// Reads at most a [`PIECE`].
