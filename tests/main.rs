@@ -17,6 +17,7 @@ mod access; // who may come, by address
 mod actions; // redirect, respond, status
 mod balance; // who gets a request
 mod changing_files; // truncated, replaced, renamed and closed while they are served
+mod compress; // answers in a content coding
 mod faults; // backends that break off, lie and hang
 mod files; // files: and static:
 mod health; // who may get one

@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod access_log;
+pub mod compress;
 pub mod headers;
 pub mod request_id;
 pub mod rewrite;
@@ -33,6 +34,7 @@ use crate::value::keys::{self, Keyed};
 
 use access::Access;
 use access_log::AccessLog;
+use compress::Compress;
 use headers::Headers;
 use request_id::RequestId;
 use rewrite::Rewrite;
@@ -257,6 +259,9 @@ registry! {
     access => Access,
     /// Changes the path that the action sees.
     rewrite => Rewrite,
+    /// Compresses answers for clients that take them so.
+    // behind all that reads or changes bodies
+    compress => Compress,
     /// Sets, adds and removes headers of the request to the backend and of the answer to the client.
     // last: it has the final word on what leaves
     headers => Headers,

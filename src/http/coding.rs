@@ -73,6 +73,21 @@ pub fn preferred(headers: &HeaderMap, offered: &[Coding]) -> Vec<Coding> {
     ranked.into_iter().map(|(_, coding)| coding).collect()
 }
 
+/// The first of [`preferred`].
+pub fn best(headers: &HeaderMap, offered: &[Coding]) -> Option<Coding> {
+    let weights = Weights::read(headers)?;
+    let identity = weights.identity.or(weights.anything).unwrap_or(LEAST);
+    let mut best: Option<(u16, Coding)> = None;
+    for coding in offered {
+        let weight = weights.of(*coding);
+        let is_better = best.is_none_or(|(known, _)| weight > known);
+        if weight > 0 && weight >= identity && is_better {
+            best = Some((weight, *coding));
+        }
+    }
+    best.map(|(_, coding)| coding)
+}
+
 impl Weights {
     /// `None`: there is no such header.
     fn read(headers: &HeaderMap) -> Option<Weights> {
@@ -163,6 +178,8 @@ mod tests {
             (", ;q=1, ,", &[]),
         ] {
             assert_eq!(of(&[line], &OFFERED), codings, "{line}");
+            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, line.parse().unwrap())]);
+            assert_eq!(best(&headers, &OFFERED), codings.first().copied(), "{line}");
         }
         assert_eq!(of(&["br", "gzip"], &OFFERED), [Br, Gzip]);
         assert_eq!(of(&[], &OFFERED), []);

@@ -12,6 +12,7 @@ pub mod head;
 pub mod header;
 pub mod hop;
 pub mod host;
+pub mod media;
 pub mod mime;
 pub mod path;
 pub mod proxy_protocol;

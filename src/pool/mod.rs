@@ -57,7 +57,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::issue::{At, Issues, Sources};
-use crate::value::{OrOff, Short, Span};
+use crate::value::{OrOff, Short, Span, TrueOr};
 use backend::{Backend, Refresh};
 use balance::Balance;
 use health::{Checker, Checks, Initial};
@@ -75,7 +75,7 @@ pub use health::HealthTask;
 pub use member::{Absence, InFlight, Member, Place};
 pub use names::{Names, NamesTask};
 pub use passive::Blame;
-pub use peer::{Ends, Line, Needs, Protocol, ProxyProtocol, Timeouts, TrueOr};
+pub use peer::{Ends, Line, Needs, Protocol, ProxyProtocol, Timeouts, TlsConfig};
 pub use retry::Fault;
 pub use roster::{Choice, Pick};
 pub use status::PoolStatus;
@@ -103,7 +103,7 @@ pub struct Config {
     #[serde(default)]
     pub protocol: Protocol,
     /// TLS towards the members: `true`, or a map. Absent: none. nginx: `proxy_pass https://`.
-    pub tls: Option<TrueOr>,
+    pub tls: Option<TrueOr<TlsConfig>>,
     /// Tell members of the client's address by the PROXY protocol. A connection is then not used for another client. Absent:
     /// no. nginx: `proxy_protocol on` (`stream`).
     pub proxy_protocol: Option<ProxyProtocol>,

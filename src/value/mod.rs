@@ -16,6 +16,7 @@ pub mod size;
 pub mod span;
 pub mod suggest;
 pub mod template;
+pub mod true_or;
 
 pub use cidr::Cidr;
 pub use factor::Factor;
@@ -27,6 +28,7 @@ pub use size::Size;
 pub use span::Span;
 pub use suggest::{hint, suggest};
 pub use template::Template;
+pub use true_or::TrueOr;
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -457,7 +457,8 @@ impl Conversation {
     }
 
     async fn write_steps(&mut self, count: usize) -> io::Result<()> {
-        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+            Transfer-Encoding: chunked\r\n\r\n";
         self.stream.write_all(head.as_bytes()).await?;
         for i in 0..count {
             self.state.released().await;

@@ -36,13 +36,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::issue::{At, Issues, Sources};
+use crate::value::TrueOr;
 use stock::Stock;
 use tls::{Offer, Tls};
 
 pub use crate::http::proxy_protocol::{Ends, Version as ProxyProtocol};
 pub use line::Line;
 pub use timeouts::{Limits, Timeouts};
-pub use tls::TrueOr;
+pub use tls::Config as TlsConfig;
 
 /// What a pool's backends speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]

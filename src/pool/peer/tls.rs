@@ -3,7 +3,6 @@
 //! Made here and not left to Pingora, whose one context for all backends takes TLS 1.0 and 3DES, builds the store of a
 //! pool's own CA anew for each connection, and does not verify at all where there is no name to send.
 
-use std::borrow::Cow;
 use std::collections::hash_map::DefaultHasher;
 use std::fmt;
 use std::fs;
@@ -24,10 +23,8 @@ use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::tls::SslStream;
 use pingora::protocols::tls::client::handshake;
 use pingora::{ErrorType, OrErr, Result};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::issue::{At, Dependency, Issues, Sources};
 use crate::tls::{CertifiedKey, LoadError};
@@ -59,50 +56,6 @@ impl Default for Config {
             cert: None,
             key: None,
         }
-    }
-}
-
-/// `true`, or a map.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrueOr(pub Config);
-
-impl<'de> Deserialize<'de> for TrueOr {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct TrueOrMap;
-        impl<'de> Visitor<'de> for TrueOrMap {
-            type Value = TrueOr;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("`true` or a map")
-            }
-
-            fn visit_bool<E: Error>(self, on: bool) -> std::result::Result<TrueOr, E> {
-                match on {
-                    true => Ok(TrueOr(Config::default())),
-                    false => Err(E::custom("no TLS is the default: leave `tls` out")),
-                }
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<TrueOr, A::Error> {
-                Config::deserialize(MapAccessDeserializer::new(map)).map(TrueOr)
-            }
-        }
-        deserializer.deserialize_any(TrueOrMap)
-    }
-}
-
-impl JsonSchema for TrueOr {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "TrueOrMap".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let map = generator.subschema_for::<Config>();
-        json_schema!({ "anyOf": [{ "const": true }, map] })
     }
 }
 
