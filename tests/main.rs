@@ -18,6 +18,7 @@ mod actions; // redirect, respond, status
 mod balance; // who gets a request
 mod changing_files; // truncated, replaced, renamed and closed while they are served
 mod compress; // answers in a content coding
+mod errors; // own pages
 mod faults; // backends that break off, lie and hang
 mod files; // files: and static:
 mod health; // who may get one

@@ -3,7 +3,9 @@
 pub mod cx;
 pub mod date;
 pub mod disk;
+pub mod escape;
 pub mod failure;
+pub mod page;
 pub mod reply;
 pub mod slots;
 pub mod transform;

@@ -107,6 +107,24 @@ pub fn forget_body(head: &mut ResponseHeader) {
     }
 }
 
+/// Makes a header that of an answer with quite another body, of which it says nothing yet.
+pub fn replace_body(head: &mut ResponseHeader) {
+    forget_body(head);
+    for name in [
+        header::CONTENT_DISPOSITION,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LANGUAGE,
+        header::CONTENT_LOCATION,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::ETAG,
+        header::LAST_MODIFIED,
+        header::TRANSFER_ENCODING,
+    ] {
+        head.remove_header(&name);
+    }
+}
+
 /// Makes a strong entity tag a weak one: the body means the same, but not byte by byte (RFC 9110 section 8.8.1).
 pub fn weaken_etag(head: &mut ResponseHeader) {
     let Some(etag) = head.headers.get(header::ETAG) else {

@@ -454,7 +454,12 @@ impl Var {
                 true => put("r", out),
                 false => put(".", out),
             },
-            Var::Status => three_digits(status(cx), out),
+            Var::Status => {
+                // before an answer is sent, it is the one that is about to be
+                let coming = || view.response.map_or(0, |response| response.status.as_u16());
+                let known = Some(status(cx)).filter(|status| *status != 0);
+                three_digits(known.unwrap_or_else(coming), out);
+            }
             Var::TimeIso8601 => date::iso8601(view.wall, out),
             Var::TimeLocal => date::common(view.wall, out),
             Var::UpstreamAddr => listed(cx, out, |attempt, out| put(&*attempt.backend, out))?,
@@ -811,7 +816,7 @@ mod tests {
             ("$server_port", "-"),
             ("$https", ""),
             ("$ssl_protocol", "-"),
-            ("$status", "000"),
+            ("$status", "200"),
             ("$request_time", "-"),
             ("$upstream_addr", "-"),
             ("$upstream_response_time", "-"),

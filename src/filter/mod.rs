@@ -13,6 +13,7 @@
 pub mod access;
 pub mod access_log;
 pub mod compress;
+pub mod errors;
 pub mod headers;
 pub mod request_id;
 pub mod rewrite;
@@ -35,6 +36,7 @@ use crate::value::keys::{self, Keyed};
 use access::Access;
 use access_log::AccessLog;
 use compress::Compress;
+use errors::Errors;
 use headers::Headers;
 use request_id::RequestId;
 use rewrite::Rewrite;
@@ -259,6 +261,9 @@ registry! {
     access => Access,
     /// Changes the path that the action sees.
     rewrite => Rewrite,
+    /// Own pages for errors.
+    // it takes part in no phase: where an error has no body of its own, it is asked for one
+    errors => Errors,
     /// Compresses answers for clients that take them so.
     // behind all that reads or changes bodies
     compress => Compress,

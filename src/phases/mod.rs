@@ -16,7 +16,7 @@ use pingora::{Error, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::exchange::vars::View;
-use crate::exchange::{Cx, Failure, Reply};
+use crate::exchange::{Body, Cx, Failure, Reply, transform};
 use crate::filter::{Chain, Flow};
 use crate::handler::Handler;
 use crate::handler::files::Elsewhere;
@@ -46,6 +46,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest header of a backend's answer (nginx: `proxy_buffer_size`, 4 KiB or 8 KiB).
 const MAX_RESPONSE_HEADER: u64 = 64 * 1024;
 
+/// What ends a try whose answer is an error that weir has a page of its own for. It is nobody's failure.
+const INTERCEPTED: ErrorType = ErrorType::Custom("intercepted");
+
 /// weir, as Pingora's proxy sees it.
 #[derive(Clone)]
 pub struct Weir {
@@ -67,6 +70,8 @@ pub struct Exchange {
     method: Method,
     /// Whether a policy changes the body of a backend's answer.
     is_body_changing: bool,
+    /// What the client gets in place of a backend's error: its header, and a page of weir's.
+    intercepted: Option<Reply>,
     stage: Stage,
 }
 
@@ -131,6 +136,27 @@ impl Exchange {
         self.snapshot.tunnels.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes an error of a backend for one that weir has a page for, if it is to.
+    ///
+    /// # Errors
+    /// When it is. To Pingora the backend has failed then, for it knows no other way to drop a body that has not begun.
+    fn intercept(&mut self, response: &ResponseHeader) -> Result<()> {
+        let errors = self.chain().errors.as_ref();
+        if !errors.is_some_and(|errors| errors.intercepts(response.status.as_u16())) {
+            return Ok(());
+        }
+        let mut head = response.clone();
+        crate::handler::proxy::clean(&mut head);
+        transform::replace_body(&mut head);
+        self.attempts.bind(&self.cx, &mut head)?;
+        self.intercepted = Some(Reply {
+            head: Box::new(head),
+            body: Body::Empty,
+        });
+        let why = "its answer gets a page of ours";
+        Err(Error::explain(INTERCEPTED, why).into_up())
+    }
+
     fn end(&mut self) {
         if let Stage::Tunnel { .. } = self.stage {
             self.snapshot.tunnels.fetch_sub(1, Ordering::Relaxed);
@@ -174,6 +200,7 @@ impl ProxyHttp for Weir {
             snapshot,
             method: Method::GET,
             is_body_changing: false,
+            intercepted: None,
             stage: Stage::Request,
         }
     }
@@ -264,7 +291,8 @@ impl ProxyHttp for Weir {
         crate::handler::proxy::check(response, session.is_upgrade_req())?;
         let replay = replay(session);
         x.attempts
-            .header(proxy, &mut x.cx, response, replay, Instant::now())
+            .header(proxy, &mut x.cx, response, replay, Instant::now())?;
+        x.intercept(response)
     }
 
     fn upstream_response_body_filter(
@@ -328,6 +356,9 @@ impl ProxyHttp for Weir {
         x: &mut Exchange,
         reused: bool,
     ) -> Box<Error> {
+        if *e.etype() == INTERCEPTED {
+            return e;
+        }
         let replay = replay(session);
         match x.chosen.proxy() {
             Ok(proxy) => {
@@ -344,6 +375,16 @@ impl ProxyHttp for Weir {
         e: &Error,
         x: &mut Exchange,
     ) -> FailToProxy {
+        if let Some(reply) = x.intercepted.take() {
+            let error_code = reply.head.status.as_u16();
+            // As below.
+            session.set_keepalive(None);
+            let _ = send::reply(session.as_downstream_mut(), x, reply).await;
+            return FailToProxy {
+                error_code,
+                can_reuse_downstream: false,
+            };
+        }
         let failure = *x
             .cx
             .failure
@@ -380,7 +421,9 @@ impl ProxyHttp for Weir {
     async fn logging(&self, session: &mut Session, e: Option<&Error>, x: &mut Exchange) {
         let now = Instant::now();
         x.attempts.end(&mut x.cx, now);
-        if let (Some(e), None) = (e, x.cx.failure) {
+        if let (Some(e), None) = (e, x.cx.failure)
+            && *e.etype() != INTERCEPTED
+        {
             x.cx.failure = Some(crate::handler::proxy::failure_of(e));
         }
         let session = session.as_downstream();

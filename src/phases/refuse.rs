@@ -45,10 +45,14 @@ impl Refuse for Refusals {
         let mut response = None;
         let mut answer = Bytes::new();
         if failure.reaches_client() {
-            let Reply { mut head, mut body } = send::with_page(send::failure(failure), &request);
+            let policies = &snapshot.router.chain;
+            let mut reply = send::failure(failure);
+            if self.part == Part::Edge {
+                reply = send::with_own_page(reply, policies, &cx, &request);
+            }
+            let Reply { mut head, mut body } = send::with_page(reply, &request);
             send::set_server(&mut head);
             if self.part == Part::Edge {
-                let policies = &snapshot.router.chain;
                 let mut transforms = policies.response(&cx, &request, &mut head, wall);
                 if let Body::Bytes(page) = &mut body
                     && let Ok(changed) = transforms.pass(page.clone(), Then::End)

@@ -13,7 +13,9 @@ use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::{Exchange, grpc};
 use crate::exchange::transform::{Then, is_bodiless};
-use crate::exchange::{Body, Failure, Parts, Reply, Transforms, disk};
+use crate::exchange::vars::View;
+use crate::exchange::{Body, Cx, Failure, Parts, Reply, Transforms, disk};
+use crate::filter::Chain;
 use crate::http::{accept, date};
 use crate::net::{Connection, MOST_STAND_IN, stand_in};
 
@@ -23,7 +25,9 @@ const CHUNK: usize = 64 * 1024;
 
 /// Writes an answer, with the policies that its route has for answers.
 pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Reply) -> Result<()> {
-    let Reply { mut head, body } = with_page(reply, session.req_header());
+    let request = session.req_header();
+    let reply = with_own_page(reply, x.chain(), &x.cx, request);
+    let Reply { mut head, body } = with_page(reply, request);
     set_length(&mut head, &body)?;
     let transforms = finish_header(session, &mut head, x);
     write(session, head, body, transforms).await
@@ -284,18 +288,57 @@ pub(super) fn failure(failure: Failure) -> Reply {
     reply
 }
 
+/// Gives an error without a body the page that the policies of its route have for it.
+pub(super) fn with_own_page(
+    mut reply: Reply,
+    chain: &Chain,
+    cx: &Cx,
+    request: &RequestHeader,
+) -> Reply {
+    let Some(errors) = &chain.errors else {
+        return reply;
+    };
+    if !wants_page(&reply) || grpc::is_grpc(&request.headers) {
+        return reply;
+    }
+    let view = View {
+        cx,
+        request,
+        response: Some(reply.head.as_ref()),
+        wall: SystemTime::now(),
+    };
+    if let Some((kind, page)) = errors.page(reply.head.status.as_u16(), &view) {
+        set_page(&mut reply, kind, page);
+    }
+    reply
+}
+
+/// Whether an answer is an error and says no more than that.
+fn wants_page(reply: &Reply) -> bool {
+    is_error(reply.head.status)
+        && matches!(reply.body, Body::Empty)
+        && !reply.head.headers.contains_key(header::CONTENT_TYPE)
+}
+
+fn is_error(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
+}
+
+fn set_page(reply: &mut Reply, kind: HeaderValue, page: Bytes) {
+    // Static names with values made here cannot be refused.
+    let _ = reply.head.insert_header(header::CONTENT_TYPE, kind);
+    let _ = reply.head.insert_header(header::CONTENT_LENGTH, page.len());
+    reply.body = Body::Bytes(page);
+}
+
 /// Gives an error without a body a small page: JSON for clients that prefer it, HTML for all others.
-pub(super) fn with_page(reply: Reply, request: &RequestHeader) -> Reply {
-    let Reply { mut head, body } = reply;
-    let status = head.status;
-    let is_error = status.is_client_error() || status.is_server_error();
-    if is_error && grpc::is_grpc(&request.headers) {
+pub(super) fn with_page(mut reply: Reply, request: &RequestHeader) -> Reply {
+    let status = reply.head.status;
+    if is_error(status) && grpc::is_grpc(&request.headers) {
         return grpc::failure(status);
     }
-    let wants_page =
-        matches!(body, Body::Empty) && is_error && !head.headers.contains_key(header::CONTENT_TYPE);
-    if !wants_page {
-        return Reply { head, body };
+    if !wants_page(&reply) {
+        return reply;
     }
     let (code, reason) = (
         status.as_u16(),
@@ -304,17 +347,15 @@ pub(super) fn with_page(reply: Reply, request: &RequestHeader) -> Reply {
     let (page, kind) = match accept::prefers_json(&request.headers) {
         true => (
             format!("{{\"status\":{code},\"error\":\"{reason}\"}}\n"),
-            "application/json",
+            HeaderValue::from_static("application/json"),
         ),
-        false => (html(code, reason), "text/html; charset=utf-8"),
+        false => (
+            html(code, reason),
+            HeaderValue::from_static("text/html; charset=utf-8"),
+        ),
     };
-    // Static names with values made here cannot be refused.
-    let _ = head.insert_header(header::CONTENT_TYPE, kind);
-    let _ = head.insert_header(header::CONTENT_LENGTH, page.len());
-    Reply {
-        head,
-        body: Body::Bytes(page.into()),
-    }
+    set_page(&mut reply, kind, page.into());
+    reply
 }
 
 fn html(code: u16, reason: &str) -> String {

@@ -1,0 +1,331 @@
+//! `errors`: own pages for errors, by status.
+//!
+//! ```yaml
+//! errors:
+//!   404: { file: 404.html }
+//!   500-599: { body: "<h1>Sorry</h1><p>$request_id</p>", content_type: text/html }
+//!   intercept: true
+//! ```
+//!
+//! A page takes the place of the one that weir makes where an error has no body of its own: for whatever weir itself
+//! refuses or cannot do, and, with `intercept`, for what a backend answers with such a status. The status stays. What
+//! failed before a site was found gets the pages of `defaults`. nginx: `error_page`, `proxy_intercept_errors`.
+//!
+//! Files are read when the configuration is: a page is wanted most where things go wrong, as on a disk that is gone.
+//!
+//! Levels merge by status: what the nearest level says about a status is all that holds for it, and within a level the
+//! narrowest range that holds it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use indexmap::IndexMap;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::Filter;
+use crate::build::Build;
+use crate::exchange::page::{self, Page};
+use crate::exchange::vars::View;
+use crate::issue::At;
+use crate::value::{OrOff, Short};
+
+/// Own pages for errors.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Config {
+    /// By status (`404`) or range (`500-599`), as written; `off` brings weir's own page back.
+    pub pages: IndexMap<String, OrOff<Short<page::Config>>>,
+    /// Whether the answers of backends with these statuses get the pages too, in place of their bodies. Default false.
+    /// nginx: `proxy_intercept_errors`.
+    pub intercept: Option<bool>,
+}
+
+#[derive(Debug)]
+pub struct Errors {
+    /// The first whose range holds a status counts.
+    pages: Vec<(Statuses, Option<Arc<Page>>)>,
+    intercept: Option<bool>,
+}
+
+/// Statuses of errors, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Statuses {
+    first: u16,
+    last: u16,
+}
+
+impl Config {
+    pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Errors> {
+        let mut pages: Vec<(Statuses, Option<Arc<Page>>)> = Vec::new();
+        for (written, page) in &self.pages {
+            let at = at.key(written);
+            let Some(statuses) = Statuses::parse(written) else {
+                b.error(&at, format!("`{written}` is not the status of an error"))
+                    .on_key()
+                    .hint("it is a number from 400 to 599, or a range such as `500-599`");
+                continue;
+            };
+            if pages.iter().any(|(known, _)| *known == statuses) {
+                b.error(&at, format!("`{written}` is given twice")).on_key();
+            }
+            let ready = match page {
+                OrOff::Off => None,
+                OrOff::On(page) => match page.compile(&at, b) {
+                    Some(ready) => Some(Arc::new(ready)),
+                    None => continue,
+                },
+            };
+            pages.push((statuses, ready));
+        }
+        pages.sort_by_key(|(statuses, _)| statuses.last - statuses.first);
+        Some(Errors {
+            pages,
+            intercept: self.intercept,
+        })
+    }
+}
+
+impl Errors {
+    /// Type and body of the page for an answer of this status; `view` has its header.
+    pub fn page(&self, status: u16, view: &View<'_>) -> Option<(HeaderValue, Bytes)> {
+        Some(self.find(status)?.render(view))
+    }
+
+    /// Whether an answer of a backend with this status gets a page of these in place of its body.
+    pub fn intercepts(&self, status: u16) -> bool {
+        self.intercept.unwrap_or(false) && self.find(status).is_some()
+    }
+
+    fn find(&self, status: u16) -> Option<&Arc<Page>> {
+        let holds = |(statuses, _): &&(Statuses, _)| statuses.contain(status);
+        self.pages.iter().find(holds)?.1.as_ref()
+    }
+}
+
+impl Filter for Errors {
+    fn inherit(self, farther: &Errors) -> Errors {
+        let mut pages = self.pages;
+        pages.extend(farther.pages.iter().cloned());
+        Errors {
+            pages,
+            intercept: self.intercept.or(farther.intercept),
+        }
+    }
+}
+
+impl Statuses {
+    fn parse(text: &str) -> Option<Statuses> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let status = |text: &str| {
+            let is_number = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+            let status = text.parse().ok().filter(|_| is_number)?;
+            (400..=599).contains(&status).then_some(status)
+        };
+        let (first, last) = (status(first)?, status(last)?);
+        (first <= last).then_some(Statuses { first, last })
+    }
+
+    fn contain(self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Config, D::Error> {
+        struct Pages;
+
+        impl<'de> Visitor<'de> for Pages {
+            type Value = Config;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of statuses and pages")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Config, A::Error> {
+                let mut config = Config::default();
+                while let Some(Key(key)) = map.next_key()? {
+                    if key == "intercept" {
+                        config.intercept = Some(map.next_value()?);
+                    } else if config.pages.insert(key, map.next_value()?).is_some() {
+                        return Err(A::Error::custom("a status is given twice"));
+                    }
+                }
+                Ok(config)
+            }
+        }
+        deserializer.deserialize_map(Pages)
+    }
+}
+
+/// A status may be written as a number.
+struct Key(String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
+        struct TextOrNumber;
+
+        impl Visitor<'_> for TextOrNumber {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status such as `404`, a range such as `500-599`, or `intercept`")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Key, E> {
+                Ok(Key(text.to_owned()))
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Key, E> {
+                Ok(Key(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(TextOrNumber)
+    }
+}
+
+impl JsonSchema for Config {
+    fn schema_name() -> Cow<'static, str> {
+        "Errors".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let page = generator.subschema_for::<OrOff<Short<page::Config>>>();
+        json_schema!({
+            "description": "Own pages for errors, by status (`404`) or range (`500-599`).",
+            "type": "object",
+            "properties": {
+                "intercept": {
+                    "description": "Whether the answers of backends with these statuses get the pages too, in place of \
+                        their bodies. Default false. nginx: `proxy_intercept_errors`.",
+                    "type": ["boolean", "null"]
+                }
+            },
+            "patternProperties": { "^[45][0-9]{2}(-[45][0-9]{2})?$": page },
+            "additionalProperties": false
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Instant, SystemTime};
+
+    use pingora::http::{RequestHeader, ResponseHeader};
+
+    use super::*;
+    use crate::exchange::Cx;
+    use crate::exchange::cx::Connection;
+    use crate::issue::Sources;
+
+    #[test]
+    fn the_nearest_level_and_the_narrowest_range_decide() {
+        let far = compile("{ 404: { body: far }, 500-599: { body: far }, intercept: true }");
+        let near = compile("{ 400-499: { body: near }, 410: { body: gone }, 503: off }");
+        let errors = near.inherit(&far);
+        for (status, expected) in [
+            (404, Some("near")),
+            (410, Some("gone")),
+            (500, Some("far")),
+            (503, None),
+            (399, None),
+        ] {
+            assert_eq!(page(&errors, status).as_deref(), expected, "{status}");
+        }
+        assert!(errors.intercepts(404));
+        assert!(!errors.intercepts(503));
+        let quiet = compile("{ intercept: false }").inherit(&far);
+        assert!(!quiet.intercepts(404));
+        assert_eq!(page(&quiet, 404).as_deref(), Some("far"));
+    }
+
+    #[test]
+    fn what_a_client_sent_stays_text() {
+        for (content_type, expected) in [
+            ("text/html", "400 /&lt;a&gt;&amp;&quot;&#39;\\"),
+            ("Application/Problem+JSON; x", "400 /<a>&\\\"'\\\\"),
+            ("text/plain", "400 /<a>&\"'\\"),
+        ] {
+            let yaml =
+                format!("{{ 400: {{ body: \"$status $uri\", content_type: {content_type} }} }}");
+            assert_eq!(page(&compile(&yaml), 400).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_reported() {
+        for (yaml, expected) in [
+            (
+                "{ 200: { body: x } }",
+                "errors.200: `200` is not the status of an error",
+            ),
+            (
+                "{ 599-500: { body: x } }",
+                "errors.599-500: `599-500` is not the status of an error",
+            ),
+            (
+                "{ intrcept: { body: x } }",
+                "errors.intrcept: `intrcept` is not the status of an error",
+            ),
+            (
+                "{ 404: { body: x }, 404-404: off }",
+                "errors.404-404: `404-404` is given twice",
+            ),
+            (
+                "{ 404: {} }",
+                "errors.404: a page is either a file or a body",
+            ),
+            (
+                "{ 404: { file: a, body: x } }",
+                "errors.404: a page is either a file or a body",
+            ),
+            (
+                "{ 404: { body: $request_time } }",
+                "errors.404.body: `$request_time` has no value here",
+            ),
+        ] {
+            let sources = Sources::default();
+            let mut b = Build::new(&sources);
+            let config: Config = serde_yaml::from_str(yaml).unwrap();
+            config.compile(&At::Root.key("errors"), &mut b);
+            let [issue] = b.issues.0.as_slice() else {
+                panic!("one issue, not {:?}", b.issues)
+            };
+            let text = format!("{}: {}", issue.path, issue.message);
+            assert!(text.starts_with(expected), "{text}");
+        }
+        for yaml in [
+            "{ 404: { files: x } }",
+            "{ intercept: 1 }",
+            "[]",
+            "{ 4.5: { body: x } }",
+        ] {
+            assert!(serde_yaml::from_str::<Config>(yaml).is_err(), "{yaml}");
+        }
+    }
+
+    fn compile(yaml: &str) -> Errors {
+        let sources = Sources::default();
+        let mut b = Build::new(&sources);
+        let config: Config = serde_yaml::from_str(yaml).unwrap();
+        let errors = config.compile(&At::Root, &mut b).unwrap();
+        assert_eq!(b.issues.0.len(), 0, "{:?}", b.issues);
+        errors
+    }
+
+    fn page(errors: &Errors, status: u16) -> Option<String> {
+        let mut cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
+        cx.path = "/<a>&\"'\\".to_owned();
+        let response = ResponseHeader::build(status, None).unwrap();
+        let view = View {
+            cx: &cx,
+            request: &RequestHeader::build("GET", b"/", None).unwrap(),
+            response: Some(&response),
+            wall: SystemTime::UNIX_EPOCH,
+        };
+        let (_, body) = errors.page(status, &view)?;
+        Some(String::from_utf8(body.to_vec()).unwrap())
+    }
+}
