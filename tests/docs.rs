@@ -31,6 +31,8 @@ fn yaml_in_the_documentation_is_accepted() {
 fn surroundings(block: &str) -> Setup {
     let setup = Setup::new()
         .file("www/index.html", "")
+        .file("www/404.html", "")
+        .file("www/sorry.html", "")
         .file("conf.d/empty.yaml", "{}")
         .file("passwords", "secret\n")
         .file("blocked.txt", "192.0.2.0/24\n")

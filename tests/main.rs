@@ -18,6 +18,7 @@ mod actions; // redirect, respond, status
 mod balance; // who gets a request
 mod changing_files; // truncated, replaced, renamed and closed while they are served
 mod compress; // answers in a content coding
+mod cors; // cors, referer, maintenance
 mod errors; // own pages
 mod faults; // backends that break off, lie and hang
 mod files; // files: and static:
@@ -33,7 +34,8 @@ mod queue; // requests that wait for room
 mod retry; // another member after a failed try
 mod routing; // sites and routes
 mod sticky; // sessions that stay with their member
-mod streaming; // bodies of any size, WebSocket
+mod streaming;
+mod sub_filter; // texts replaced in bodies // bodies of any size, WebSocket
 
 // the protocols
 mod client_auth; // certificates of clients

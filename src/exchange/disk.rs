@@ -92,7 +92,11 @@ fn read_ahead(file: &File, at: u64, length: usize) {
     }
 }
 
-async fn may_wait<T: Send + 'static>(
+/// Leaves work that may wait for a disk to the pool of threads that may. It is done, whether or not anybody waits for it.
+///
+/// # Errors
+/// What `work` says.
+pub async fn may_wait<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let done = tokio::task::spawn_blocking(work).await;

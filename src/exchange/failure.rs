@@ -29,6 +29,10 @@ pub enum Failure {
     NoRoute,
     /// The `access` policy refuses the client's address.
     Access,
+    /// The site is being worked at.
+    Maintenance,
+    /// It was asked for from a page of a host that may not.
+    Referer,
     /// Every member of the pool is down.
     PoolDown,
     /// Every member of the pool that could be asked has as many requests as it takes.
@@ -65,7 +69,8 @@ impl Failure {
             Failure::NoClientCert | Failure::ClientCert => 400,
             Failure::NoSite { secure: true } | Failure::Misdirected => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
-            Failure::Access => 403,
+            Failure::Access | Failure::Referer => 403,
+            Failure::Maintenance => 503,
             Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
             Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
@@ -95,6 +100,8 @@ impl Failure {
             Failure::ClientCert => "client_cert",
             Failure::NoRoute => "no_route",
             Failure::Access => "access",
+            Failure::Maintenance => "maintenance",
+            Failure::Referer => "referer",
             Failure::PoolDown => "pool_down",
             Failure::PoolBusy => "pool_busy",
             Failure::QueueTimeout => "queue_timeout",

@@ -19,6 +19,7 @@
 //! A body in flight costs memory, whatever its length: see [`WINDOW`].
 
 use std::io::{self, Write};
+use std::time::SystemTime;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -133,6 +134,7 @@ impl Filter for Compress {
         _cx: &Cx,
         request: &RequestHeader,
         response: &mut ResponseHeader,
+        _wall: SystemTime,
     ) -> Option<Box<dyn Transform>> {
         if response.status == StatusCode::NOT_MODIFIED {
             confirm(&request.headers, response);
@@ -561,7 +563,7 @@ mod tests {
         for (name, value) in lines {
             response.append_header(*name, *value).unwrap();
         }
-        let transform = compress.body(&cx, &get, &mut response);
+        let transform = compress.body(&cx, &get, &mut response, SystemTime::UNIX_EPOCH);
         let is_encoded = ["gzip", "br", "zstd"].iter().any(|coding| {
             response
                 .headers

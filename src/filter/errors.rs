@@ -16,6 +16,7 @@
 //! Levels merge by status: what the nearest level says about a status is all that holds for it, and within a level the
 //! narrowest range that holds it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 

@@ -13,10 +13,14 @@
 pub mod access;
 pub mod access_log;
 pub mod compress;
+pub mod cors;
 pub mod errors;
 pub mod headers;
+pub mod maintenance;
+pub mod referer;
 pub mod request_id;
 pub mod rewrite;
+pub mod sub_filter;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -36,10 +40,14 @@ use crate::value::keys::{self, Keyed};
 use access::Access;
 use access_log::AccessLog;
 use compress::Compress;
+use cors::Cors;
 use errors::Errors;
 use headers::Headers;
+use maintenance::Maintenance;
+use referer::Referer;
 use request_id::RequestId;
 use rewrite::Rewrite;
+use sub_filter::SubFilter;
 
 /// One compiled policy. It implements the phases that it takes part in.
 pub trait Filter: Sized + Send + Sync {
@@ -87,6 +95,7 @@ pub trait Filter: Sized + Send + Sync {
         _cx: &Cx,
         _request: &RequestHeader,
         _response: &mut ResponseHeader,
+        _wall: SystemTime,
     ) -> Option<Box<dyn Transform>> {
         None
     }
@@ -231,7 +240,7 @@ macro_rules! registry {
                 }
                 $(if let Some(filter) = &self.$key {
                     filter.response(cx, request, response, wall);
-                    if let Some(transform) = filter.body(cx, request, response) {
+                    if let Some(transform) = filter.body(cx, request, response, wall) {
                         transforms.add(transform);
                     }
                 })+
@@ -259,11 +268,21 @@ registry! {
     /// Lets clients in or refuses them, by address.
     // before all that counts, asks or remembers: whom it refuses costs nothing more
     access => Access,
+    /// Answers for a site while it is worked at.
+    // whoever may not come at all need not hear of it
+    maintenance => Maintenance,
+    /// Lets pages of other origins read answers.
+    // a preflight request has no credentials: before all that asks for some
+    cors => Cors,
+    /// Serves only what is asked for from a page of certain hosts.
+    referer => Referer,
     /// Changes the path that the action sees.
     rewrite => Rewrite,
     /// Own pages for errors.
     // it takes part in no phase: where an error has no body of its own, it is asked for one
     errors => Errors,
+    /// Replaces texts in bodies.
+    sub_filter => SubFilter,
     /// Compresses answers for clients that take them so.
     // behind all that reads or changes bodies
     compress => Compress,
