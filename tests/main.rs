@@ -34,8 +34,8 @@ mod queue; // requests that wait for room
 mod retry; // another member after a failed try
 mod routing; // sites and routes
 mod sticky; // sessions that stay with their member
-mod streaming;
-mod sub_filter; // texts replaced in bodies // bodies of any size, WebSocket
+mod streaming; // bodies of any size, WebSocket
+mod sub_filter; // texts replaced in bodies
 
 // the protocols
 mod client_auth; // certificates of clients

@@ -1,0 +1,279 @@
+//! What variables are called, and what a name in a template means.
+
+use http::{HeaderName, header};
+
+use super::{Piece, Stage};
+use crate::build::Build;
+use crate::issue::At;
+use crate::tls::ClientFact;
+
+/// One variable; [`NAMES`] and [`Var::by_prefix`] say what it is called.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Var {
+    Args,
+    /// A parameter of the query, as sent (not decoded), by name regardless of case.
+    Arg(Box<str>),
+    BodyBytesSent,
+    BytesSent,
+    /// What the route's regex captured under the name with this index.
+    Capture(usize),
+    Connection,
+    /// A cookie of the request by name regardless of case (a variable's name could not tell).
+    Cookie(Box<str>),
+    /// The word for why weir ended the request.
+    Failure,
+    Host,
+    /// All values of a header of the request.
+    Http(HeaderName),
+    Https,
+    /// `?` if there is a query.
+    IsArgs,
+    Listener,
+    Msec,
+    Pid,
+    RealipRemoteAddr,
+    RealipRemotePort,
+    RemoteAddr,
+    RemotePort,
+    RemoteUser,
+    /// The request line.
+    Request,
+    RequestId,
+    RequestLength,
+    RequestMethod,
+    RequestTime,
+    RequestUri,
+    Scheme,
+    /// All values of a header of the response.
+    SentHttp(HeaderName),
+    ServerAddr,
+    ServerPort,
+    ServerProtocol,
+    Site,
+    SslCipher,
+    SslClient(ClientFact),
+    SslCurve,
+    SslProtocol,
+    SslServerName,
+    SslSessionReused,
+    Status,
+    TimeIso8601,
+    TimeLocal,
+    UpstreamAddr,
+    UpstreamConnectTime,
+    UpstreamHeaderTime,
+    UpstreamResponseTime,
+    UpstreamStatus,
+    Uri,
+}
+
+/// Every variable with a fixed name, and from when on it has its value.
+///
+/// Beside them stand `$arg_NAME`, `$cookie_NAME`, `$http_NAME` and `$sent_http_NAME`, the captures of the route,
+/// and the constants `$hostname` and `$weir_version`.
+static NAMES: &[(&str, Var, Stage)] = &[
+    ("args", Var::Args, Stage::Request),
+    ("body_bytes_sent", Var::BodyBytesSent, Stage::Log),
+    ("bytes_sent", Var::BytesSent, Stage::Log),
+    ("connection", Var::Connection, Stage::Request),
+    (
+        "content_length",
+        Var::Http(header::CONTENT_LENGTH),
+        Stage::Request,
+    ),
+    (
+        "content_type",
+        Var::Http(header::CONTENT_TYPE),
+        Stage::Request,
+    ),
+    ("document_uri", Var::Uri, Stage::Request),
+    ("failure", Var::Failure, Stage::Response),
+    ("host", Var::Host, Stage::Request),
+    ("https", Var::Https, Stage::Request),
+    ("is_args", Var::IsArgs, Stage::Request),
+    ("listener", Var::Listener, Stage::Request),
+    ("msec", Var::Msec, Stage::Request),
+    ("pid", Var::Pid, Stage::Request),
+    ("query_string", Var::Args, Stage::Request),
+    ("realip_remote_addr", Var::RealipRemoteAddr, Stage::Request),
+    ("realip_remote_port", Var::RealipRemotePort, Stage::Request),
+    ("remote_addr", Var::RemoteAddr, Stage::Request),
+    ("remote_port", Var::RemotePort, Stage::Request),
+    ("remote_user", Var::RemoteUser, Stage::Request),
+    ("request", Var::Request, Stage::Request),
+    ("request_id", Var::RequestId, Stage::Request),
+    ("request_length", Var::RequestLength, Stage::Log),
+    ("request_method", Var::RequestMethod, Stage::Request),
+    ("request_time", Var::RequestTime, Stage::Log),
+    ("request_uri", Var::RequestUri, Stage::Request),
+    ("scheme", Var::Scheme, Stage::Request),
+    ("server_addr", Var::ServerAddr, Stage::Request),
+    ("server_name", Var::Site, Stage::Request),
+    ("server_port", Var::ServerPort, Stage::Request),
+    ("server_protocol", Var::ServerProtocol, Stage::Request),
+    ("site", Var::Site, Stage::Request),
+    ("ssl_cipher", Var::SslCipher, Stage::Request),
+    (
+        "ssl_client_escaped_cert",
+        Var::SslClient(ClientFact::EscapedPem),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_fingerprint",
+        Var::SslClient(ClientFact::Fingerprint),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_i_dn",
+        Var::SslClient(ClientFact::Issuer),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_s_dn",
+        Var::SslClient(ClientFact::Subject),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_serial",
+        Var::SslClient(ClientFact::Serial),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_v_end",
+        Var::SslClient(ClientFact::End),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_v_remain",
+        Var::SslClient(ClientFact::Remain),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_v_start",
+        Var::SslClient(ClientFact::Start),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_verify",
+        Var::SslClient(ClientFact::Verify),
+        Stage::Request,
+    ),
+    ("ssl_curve", Var::SslCurve, Stage::Request),
+    ("ssl_protocol", Var::SslProtocol, Stage::Request),
+    ("ssl_server_name", Var::SslServerName, Stage::Request),
+    ("ssl_session_reused", Var::SslSessionReused, Stage::Request),
+    ("status", Var::Status, Stage::Response),
+    ("time_iso8601", Var::TimeIso8601, Stage::Request),
+    ("time_local", Var::TimeLocal, Stage::Request),
+    ("upstream_addr", Var::UpstreamAddr, Stage::Response),
+    (
+        "upstream_connect_time",
+        Var::UpstreamConnectTime,
+        Stage::Response,
+    ),
+    (
+        "upstream_header_time",
+        Var::UpstreamHeaderTime,
+        Stage::Response,
+    ),
+    (
+        "upstream_response_time",
+        Var::UpstreamResponseTime,
+        Stage::Log,
+    ),
+    ("upstream_status", Var::UpstreamStatus, Stage::Response),
+    ("uri", Var::Uri, Stage::Request),
+];
+
+/// Variables whose value is fixed before the first request; they become literals.
+static CONSTANTS: &[&str] = &["hostname", "weir_version"];
+
+/// What `$name` means in a text that is rendered at `stage`.
+pub(super) fn resolve(stage: Stage, at: &At<'_>, name: &str, b: &mut Build<'_>) -> Option<Piece> {
+    // a capture hides a variable of the same name: it is the nearer definition
+    if let Some(index) = b.captures.iter().position(|capture| capture == name) {
+        return Some(Piece::Var(Var::Capture(index)));
+    }
+    match name {
+        "hostname" => return Some(Piece::Literal(hostname().into())),
+        "weir_version" => return Some(Piece::Literal(env!("CARGO_PKG_VERSION").into())),
+        _ => {}
+    }
+    let fixed = NAMES.iter().find(|(known, ..)| *known == name);
+    let found = match fixed {
+        Some((_, var, from)) => Some((var.clone(), *from)),
+        None => Var::by_prefix(name),
+    };
+    let Some((var, from)) = found else {
+        if b.captures_unknown {
+            return None;
+        }
+        let hint = similar(name, &b.captures).map(|known| format!("did you mean `${known}`?"));
+        let issue = b.error(at, format!("no variable named `${name}`"));
+        if let Some(hint) = hint {
+            issue.hint(hint);
+        }
+        return None;
+    };
+    if from > stage {
+        let when = match from {
+            Stage::Log => "the response has been sent",
+            _ => "there is a response",
+        };
+        b.error(
+            at,
+            format!("`${name}` has no value here: it is known once {when}"),
+        );
+        return None;
+    }
+    Some(Piece::Var(var))
+}
+
+/// The known name that was probably meant.
+fn similar(name: &str, captures: &[String]) -> Option<String> {
+    let known = NAMES.iter().map(|(known, ..)| *known);
+    let known = known.chain(CONSTANTS.iter().copied());
+    let known = known.chain(captures.iter().map(String::as_str));
+    let lower = name.to_ascii_lowercase();
+    crate::value::suggest(&lower, known).map(str::to_owned)
+}
+
+fn hostname() -> String {
+    // without a host name (the kernel always has one, if only `(none)`) the variable is empty
+    nix::unistd::gethostname()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+impl Var {
+    /// The variable whose name is a prefix and the name of what it reads.
+    fn by_prefix(name: &str) -> Option<(Var, Stage)> {
+        // as in nginx, a header's `-` is written `_`
+        let header = |name: &str| HeaderName::from_bytes(name.replace('_', "-").as_bytes()).ok();
+        if let Some(name) = name.strip_prefix("sent_http_") {
+            return Some((Var::SentHttp(header(name)?), Stage::Response));
+        }
+        if let Some(name) = name.strip_prefix("http_") {
+            return Some((Var::Http(header(name)?), Stage::Request));
+        }
+        let named = |name: &str| (!name.is_empty()).then(|| name.into());
+        if let Some(name) = name.strip_prefix("arg_") {
+            return Some((Var::Arg(named(name)?), Stage::Request));
+        }
+        if let Some(name) = name.strip_prefix("cookie_") {
+            return Some((Var::Cookie(named(name)?), Stage::Request));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_unique() {
+        assert!(NAMES.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+}
