@@ -36,6 +36,7 @@ mod routing; // sites and routes
 mod sticky; // sessions that stay with their member
 mod streaming; // bodies of any size, WebSocket
 mod sub_filter; // texts replaced in bodies
+mod variables; // what they say of requests
 
 // the protocols
 mod client_auth; // certificates of clients

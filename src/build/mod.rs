@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use crate::issue::{At, Issue, Issues, Sources};
 use crate::pool::Pool;
 
@@ -18,6 +20,8 @@ pub struct Build<'a> {
     pub captures: Vec<String>,
     /// That regex is wrong, and reported: a variable that nobody knows may be one of its captures.
     pub captures_unknown: bool,
+    /// Fields of backends' headers that variables ask for.
+    pub upstream_fields: Vec<HeaderName>,
 }
 
 impl<'a> Build<'a> {
@@ -28,6 +32,7 @@ impl<'a> Build<'a> {
             pools: HashMap::new(),
             captures: Vec::new(),
             captures_unknown: false,
+            upstream_fields: Vec::new(),
         }
     }
 

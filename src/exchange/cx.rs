@@ -1,8 +1,11 @@
 //! The facts about one exchange, from the first byte of the request to the access log.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use http::HeaderMap;
 
 use super::{Failure, Slots};
 use crate::http::path;
@@ -33,12 +36,14 @@ pub struct Cx {
     pub captures: Vec<String>,
     /// Path and query to send upstream where a filter rewrote them; otherwise what the client sent goes out.
     pub target: Option<String>,
-    /// The identifier of this request, once the `request_id` policy gave it one.
-    pub request_id: Option<String>,
+    /// The identifier of this request, once it has one: see [`Cx::request_id`].
+    pub request_id: OnceLock<String>,
     /// Name of the site that was chosen.
     pub site: Option<Arc<str>>,
     /// Every try to reach a backend, in order.
     pub tries: Vec<Try>,
+    /// Fields of the last backend's header as it came, as far as variables ask for them.
+    pub upstream: Option<Box<HeaderMap>>,
     /// Status sent to the client; 0 when nothing was sent.
     pub status: u16,
     /// Bytes of body sent to the client.
@@ -66,6 +71,10 @@ pub struct Try {
     pub response: Option<Duration>,
     /// Status of the backend's answer, or of the failure that took its place; 0 until known.
     pub status: u16,
+    /// Bytes of the backend's header, as they are on HTTP/1.
+    pub head: u64,
+    /// Bytes of its body so far.
+    pub length: u64,
 }
 
 impl Cx {
@@ -81,9 +90,10 @@ impl Cx {
             is_stripped_whole: false,
             captures: Vec::new(),
             target: None,
-            request_id: None,
+            request_id: OnceLock::new(),
             site: None,
             tries: Vec::new(),
+            upstream: None,
             status: 0,
             body_bytes_sent: 0,
             bytes_sent: 0,
@@ -106,12 +116,45 @@ impl Cx {
         self.is_stripped_whole = false;
     }
 
+    /// The identifier of this request, made when it is first asked for: 32 hexadecimal digits that differ between
+    /// requests, processes and machines. They are keyed hashes, where the key is new each time and comes from a random
+    /// one of the thread: that takes no system call and no lock.
+    pub fn request_id(&self) -> &str {
+        self.request_id.get_or_init(|| {
+            let key = RandomState::new();
+            let (high, low) = (key.hash_one(0u8), key.hash_one(1u8));
+            format!("{high:016x}{low:016x}")
+        })
+    }
+
     /// `http` or `https`, as the client spoke to weir.
     pub fn scheme(&self) -> &'static str {
         if self.connection.tls.is_some() {
             "https"
         } else {
             "http"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn identifiers_are_unique_hex_digits() {
+        let id = || {
+            let cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
+            assert_eq!(cx.request_id(), cx.request_id());
+            cx.request_id().to_owned()
+        };
+        let ids: HashSet<_> = (0..2000).map(|_| id()).collect();
+        assert_eq!(ids.len(), 2000);
+        for id in ids {
+            assert_eq!(id.len(), 32);
+            assert!(id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
         }
     }
 }

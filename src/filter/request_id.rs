@@ -8,8 +8,7 @@
 //! Runs before everything else, so that an answer of any later policy carries it. nginx: `$request_id` with
 //! `proxy_set_header` and `add_header`.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -46,7 +45,6 @@ impl Default for Config {
 pub struct RequestId {
     header: Name,
     trust: bool,
-    ids: Ids,
 }
 
 impl Config {
@@ -55,7 +53,6 @@ impl Config {
             Ok(header) => Some(RequestId {
                 header,
                 trust: self.trust,
-                ids: Ids::default(),
             }),
             Err(message) => {
                 b.error(&at.key("header"), message);
@@ -68,7 +65,13 @@ impl Config {
 impl Filter for RequestId {
     async fn request(&self, cx: &mut Cx, request: &RequestHeader, _wall: SystemTime) -> Flow {
         let brought = self.trust.then(|| brought(request, &self.header)).flatten();
-        cx.request_id = Some(brought.map_or_else(|| self.ids.next(), str::to_owned));
+        match brought {
+            Some(id) => cx.request_id = OnceLock::from(id.to_owned()),
+            // now, so that the log tells it whatever ends the request
+            None => {
+                cx.request_id();
+            }
+        }
         Flow::Continue
     }
 
@@ -79,11 +82,8 @@ impl Filter for RequestId {
         upstream: &mut RequestHeader,
         _wall: SystemTime,
     ) {
-        if let Some(id) = &cx.request_id {
-            // fails only when there are more headers than a map can hold; the rest of the request is more use than
-            // none
-            let _ = upstream.insert_header(self.header.written(), id);
-        }
+        // fails only when there are more headers than a map can hold; the rest of the request is more use than none
+        let _ = upstream.insert_header(self.header.written(), cx.request_id());
     }
 
     fn response(
@@ -93,9 +93,7 @@ impl Filter for RequestId {
         response: &mut ResponseHeader,
         _wall: SystemTime,
     ) {
-        if let Some(id) = &cx.request_id {
-            let _ = response.insert_header(self.header.written(), id);
-        }
+        let _ = response.insert_header(self.header.written(), cx.request_id());
     }
 }
 
@@ -106,39 +104,9 @@ fn brought<'a>(request: &'a RequestHeader, header: &Name) -> Option<&'a str> {
     fit.then_some(id)
 }
 
-/// Makes identifiers that differ between requests, processes and machines: a keyed hash of a counter, where the key
-/// is random. It needs no system call and no lock per request.
-#[derive(Debug, Default)]
-struct Ids {
-    key: RandomState,
-    made: AtomicU64,
-}
-
-impl Ids {
-    fn next(&self) -> String {
-        let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let high = self.key.hash_one((number, 0u8));
-        let low = self.key.hash_one((number, 1u8));
-        format!("{high:016x}{low:016x}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
-
-    #[test]
-    fn identifiers_are_unique_hex_digits() {
-        let (one, other) = (Ids::default(), Ids::default());
-        let ids: HashSet<_> = (0..1000).flat_map(|_| [one.next(), other.next()]).collect();
-        assert_eq!(ids.len(), 2000);
-        for id in ids {
-            assert_eq!(id.len(), 32);
-            assert!(id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
-        }
-    }
 
     #[test]
     fn a_brought_identifier_must_be_short_and_visible() {

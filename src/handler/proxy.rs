@@ -223,6 +223,8 @@ impl Proxy {
             header: None,
             response: None,
             status: 0,
+            head: 0,
+            length: 0,
         });
         Ok(peer)
     }

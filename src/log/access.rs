@@ -388,7 +388,11 @@ fn json(source: &Source<'_>, out: &mut Vec<u8>) {
     number("bytes", cx.body_bytes_sent, out);
     seconds("request_time", vars::request_time(cx), out);
     variable("failure", &Var::Failure, source, out);
-    variable("request_id", &Var::RequestId, source, out);
+    // the variable would make one
+    match cx.request_id.get() {
+        Some(_) => variable("request_id", &Var::RequestId, source, out),
+        None => null("request_id", out),
+    }
     variable("user_agent", &Var::Http(header::USER_AGENT), source, out);
     variable("referer", &Var::Http(header::REFERER), source, out);
     variable("site", &Var::Site, source, out);
@@ -590,7 +594,7 @@ mod tests {
             }),
             ..Connection::default()
         });
-        cx.request_id = Some("id-1".into());
+        cx.request_id = "id-1".to_owned().into();
         cx.failure = Some(Failure::UpstreamTimeout);
         cx.tries = vec![Try {
             backend: "127.0.0.1:9001".into(),
@@ -599,6 +603,8 @@ mod tests {
             header: None,
             response: Some(Duration::from_millis(40)),
             status: 0,
+            head: 0,
+            length: 0,
         }];
         let line = line("json", &cx, &request(b"/a?b", b"a\xff\"b"));
         assert_eq!(

@@ -80,6 +80,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         mut drain: ShutdownWatch,
     ) {
         let bounds = &listener.bounds;
+        let since = Instant::now();
+        let mut by_proxy = false;
         let mut ahead = BytesMut::new();
         if let Some(config) = &listener.proxy_protocol
             && config.is_proxy(peer)
@@ -90,6 +92,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 Ok(Ok((ends, rest))) => {
                     if let Some(ends) = ends {
                         (peer, local) = (Some(ends.client), Some(ends.server));
+                        by_proxy = true;
                     }
                     ahead = rest;
                 }
@@ -101,6 +104,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             number: self.accepted.fetch_add(1, Ordering::Relaxed) + 1,
             peer,
             local,
+            by_proxy,
+            since: Some(since.into_std()),
             listener: listener.name.clone(),
             ..Connection::default()
         };
@@ -382,6 +387,11 @@ fn tls_facts(stream: &SslStream<ClientStream>, acceptor: &Acceptor) -> TlsFacts 
         version: ssl.version_str(),
         cipher: ssl.current_cipher().map_or("", |cipher| cipher.name()),
         group: ssl.curve_name().unwrap_or_default(),
+        alpn: match ssl.selected_alpn_protocol() {
+            Some(b"h2") => "h2",
+            Some(b"http/1.1") => "http/1.1",
+            _ => "",
+        },
         resumed: ssl.session_reused(),
         server_name: tls::server_name(ssl),
         client: client_auth.map(|client_auth| client_auth.shown(ssl, SystemTime::now())),

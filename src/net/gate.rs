@@ -13,6 +13,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -154,6 +155,7 @@ impl<S: Transport> Gate<S> {
     pub(super) fn begin(&mut self, head: &[u8], framing: Framing, ahead: BytesMut) {
         let held = self.held_mut();
         held.connection.set_stage(Stage::Unknown);
+        held.connection.requests.fetch_add(1, Ordering::Relaxed);
         held.head.keep(head);
         held.body = match framing {
             Framing::Length(0) => Body::Over,

@@ -73,6 +73,7 @@ pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static
     let engine = Arc::new(Engine {
         app,
         options: options(bounds),
+        connection: connection.clone(),
         traffic: traffic.clone(),
     });
     let name = name(&connection);
@@ -176,6 +177,7 @@ impl Traffic {
 struct Engine<A> {
     app: Arc<A>,
     options: H2Options,
+    connection: Arc<Connection>,
     traffic: Arc<Traffic>,
 }
 
@@ -196,6 +198,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Engine<A> {
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         self.traffic.open.fetch_add(1, Ordering::Relaxed);
+        self.connection.requests.fetch_add(1, Ordering::Relaxed);
         let _open = OpenRequest(&self.traffic);
         self.app.process_new_http(session, shutdown).await
     }

@@ -45,7 +45,7 @@ mod tunnel;
 
 pub use bind::Bind;
 pub use bounds::Bounds;
-pub use stream::{Connection, MOST_STAND_IN, Open, TlsFacts, stand_in};
+pub use stream::{Connection, MOST_STAND_IN, Open, TcpInfo, TlsFacts, stand_in};
 
 /// One listener: `listeners.NAME`.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]

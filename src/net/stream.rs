@@ -13,9 +13,10 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
@@ -63,6 +64,12 @@ pub struct Connection {
     pub peer: Option<SocketAddr>,
     /// Our end; `None` on a unix socket.
     pub local: Option<SocketAddr>,
+    /// Whether a proxy in front has named both ends, by the PROXY protocol.
+    pub by_proxy: bool,
+    /// When it was accepted.
+    pub since: Option<Instant>,
+    /// How many requests have come on it so far.
+    pub requests: AtomicU64,
     /// Name of the listener in the configuration.
     pub listener: Arc<str>,
     /// What the TLS handshake agreed on; `None` on a plain connection.
@@ -75,6 +82,21 @@ pub struct Connection {
     pub(crate) stage: AtomicU8,
     /// See [`Connection::lend`].
     pub(crate) lent: Mutex<Option<Lent>>,
+    /// For [`Connection::tcp_info`].
+    pub(crate) socket: OnceLock<Arc<SocketDigest>>,
+}
+
+/// What the kernel knows of the way to a client.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpInfo {
+    /// Round-trip time in microseconds, smoothed.
+    pub rtt: u32,
+    /// How much it varies.
+    pub rttvar: u32,
+    /// Segments that may be under way.
+    pub snd_cwnd: u32,
+    /// Bytes that the client may send.
+    pub rcv_space: u32,
 }
 
 /// A file, and where the bytes of it that are to be sent next begin.
@@ -103,6 +125,8 @@ pub struct TlsFacts {
     pub cipher: &'static str,
     /// The group of the key exchange, such as `X25519`.
     pub group: &'static str,
+    /// The protocol that was agreed on by ALPN; empty where the client offered none.
+    pub alpn: &'static str,
     /// Whether a session was resumed.
     pub resumed: bool,
     /// Server name that the client asked for, lower case; empty when it named none.
@@ -159,6 +183,17 @@ impl Connection {
     /// The address of the other end, IPv4 as such even on a socket for both.
     pub fn peer_ip(&self) -> Option<IpAddr> {
         self.peer.map(|peer| peer.ip().to_canonical())
+    }
+
+    /// What the kernel knows of the way to the client; `None` on a unix socket. A system call.
+    pub fn tcp_info(&self) -> Option<TcpInfo> {
+        let info = self.socket.get()?.tcp_info()?;
+        Some(TcpInfo {
+            rtt: info.tcpi_rtt,
+            rttvar: info.tcpi_rttvar,
+            snd_cwnd: info.tcpi_snd_cwnd,
+            rcv_space: info.tcpi_rcv_space,
+        })
     }
 
     /// The connection that a session's digest belongs to.
@@ -253,6 +288,7 @@ impl ClientStream {
     }
 
     pub(super) fn identify(&self, connection: Arc<Connection>) {
+        let _ = connection.socket.set(self.digest.clone());
         let no_response = Box::new(
             ResponseHeader::build_no_case(http::StatusCode::OK, Some(0)).expect("200 is a status"),
         );

@@ -157,6 +157,24 @@ impl Exchange {
         Err(Error::explain(INTERCEPTED, why).into_up())
     }
 
+    /// A header of a backend is there, with fields of this length: what variables are to say of it, for policies change
+    /// it later.
+    fn heard(&mut self, response: &ResponseHeader, length: u64) {
+        if let Some(this) = self.cx.tries.last_mut() {
+            this.head += length + status_line_length(response);
+        }
+        let fields = &self.snapshot.upstream_fields;
+        if fields.is_empty() {
+            return;
+        }
+        let kept = self.cx.upstream.insert(Box::default());
+        for name in fields {
+            for value in response.headers.get_all(name) {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+    }
+
     fn end(&mut self) {
         if let Stage::Tunnel { .. } = self.stage {
             self.snapshot.tunnels.fetch_sub(1, Ordering::Relaxed);
@@ -283,12 +301,14 @@ impl ProxyHttp for Weir {
         response: &mut ResponseHeader,
         x: &mut Exchange,
     ) -> Result<()> {
-        if fields_length(&response.headers) > MAX_RESPONSE_HEADER {
+        let length = fields_length(&response.headers);
+        if length > MAX_RESPONSE_HEADER {
             let why = "the header of the answer is too long";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
-        let proxy = x.chosen.proxy()?;
         crate::handler::proxy::check(response, session.is_upgrade_req())?;
+        x.heard(response, length);
+        let proxy = x.chosen.proxy()?;
         let replay = replay(session);
         x.attempts
             .header(proxy, &mut x.cx, response, replay, Instant::now())?;
@@ -298,10 +318,13 @@ impl ProxyHttp for Weir {
     fn upstream_response_body_filter(
         &self,
         _session: &mut Session,
-        _body: &mut Option<Bytes>,
+        body: &mut Option<Bytes>,
         _end: bool,
         x: &mut Exchange,
     ) -> Result<Option<Duration>> {
+        if let (Some(body), Some(this)) = (body, x.cx.tries.last_mut()) {
+            this.length += body.len() as u64;
+        }
         match x.attempts.is_over() {
             true => Err(Error::explain(ErrorType::ReadTimedout, "no time left").into_up()),
             false => Ok(None),
@@ -773,8 +796,13 @@ fn line_length(request: &RequestHeader) -> usize {
 }
 
 fn header_length(response: &ResponseHeader) -> u64 {
+    status_line_length(response) + fields_length(&response.headers)
+}
+
+/// With the empty line at the end of the header.
+fn status_line_length(response: &ResponseHeader) -> u64 {
     let reason = response.status.canonical_reason().map_or(0, str::len);
-    ("HTTP/1.1 200 \r\n\r\n".len() + reason) as u64 + fields_length(&response.headers)
+    ("HTTP/1.1 200 \r\n\r\n".len() + reason) as u64
 }
 
 fn fields_length(fields: &http::HeaderMap) -> u64 {

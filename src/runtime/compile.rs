@@ -78,6 +78,7 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
         pools,
         statics,
         trusted_proxies: config.trusted_proxies.clone(),
+        upstream_fields: std::mem::take(&mut b.upstream_fields),
         log: log?,
         drain,
         watch: config.watch,

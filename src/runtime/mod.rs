@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use http::HeaderName;
 use parking_lot::Mutex;
 
 use crate::filter::Chain;
@@ -123,6 +124,8 @@ pub struct Snapshot {
     /// Whether there is a route that needs no backend.
     pub answers_itself: bool,
     pub trusted_proxies: Vec<Cidr>,
+    /// Fields of backends' headers that variables ask for; mostly none.
+    pub upstream_fields: Vec<HeaderName>,
     pub log: log::Compiled,
     pub drain: Drain,
     /// Whether to reload when the files change.

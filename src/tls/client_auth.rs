@@ -85,6 +85,7 @@ pub enum ClientFact {
     /// Days until its end.
     Remain,
     EscapedPem,
+    Pem,
 }
 
 impl Config {
@@ -256,6 +257,7 @@ impl Shown {
                 let pem = String::from_utf8(own.to_pem().ok()?).ok()?;
                 out.extend(utf8_percent_encode(&pem, ESCAPED));
             }
+            ClientFact::Pem => out.push_str(std::str::from_utf8(&own.to_pem().ok()?).ok()?),
         }
         Some(())
     }

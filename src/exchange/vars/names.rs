@@ -13,11 +13,14 @@ pub enum Var {
     Args,
     /// A parameter of the query, as sent (not decoded), by name regardless of case.
     Arg(Box<str>),
+    BinaryRemoteAddr,
     BodyBytesSent,
     BytesSent,
     /// What the route's regex captured under the name with this index.
     Capture(usize),
     Connection,
+    ConnectionRequests,
+    ConnectionTime,
     /// A cookie of the request by name regardless of case (a variable's name could not tell).
     Cookie(Box<str>),
     /// The word for why weir ended the request.
@@ -25,12 +28,19 @@ pub enum Var {
     Host,
     /// All values of a header of the request.
     Http(HeaderName),
+    Http2,
     Https,
     /// `?` if there is a query.
     IsArgs,
     Listener,
     Msec,
     Pid,
+    /// The request's `X-Forwarded-For`, and the client behind it.
+    ProxyAddXForwardedFor,
+    ProxyProtocolAddr,
+    ProxyProtocolPort,
+    ProxyProtocolServerAddr,
+    ProxyProtocolServerPort,
     RealipRemoteAddr,
     RealipRemotePort,
     RemoteAddr,
@@ -38,6 +48,7 @@ pub enum Var {
     RemoteUser,
     /// The request line.
     Request,
+    RequestCompletion,
     RequestId,
     RequestLength,
     RequestMethod,
@@ -50,6 +61,7 @@ pub enum Var {
     ServerPort,
     ServerProtocol,
     Site,
+    SslAlpnProtocol,
     SslCipher,
     SslClient(ClientFact),
     SslCurve,
@@ -57,25 +69,48 @@ pub enum Var {
     SslServerName,
     SslSessionReused,
     Status,
+    TcpInfo(TcpFact),
     TimeIso8601,
     TimeLocal,
     UpstreamAddr,
+    UpstreamBytesReceived,
     UpstreamConnectTime,
+    /// A cookie that the backend set, by name.
+    UpstreamCookie(Box<str>),
     UpstreamHeaderTime,
+    /// All values of a header of the backend's answer, as it came.
+    UpstreamHttp(HeaderName),
+    UpstreamResponseLength,
     UpstreamResponseTime,
     UpstreamStatus,
     Uri,
 }
 
+/// Something that the kernel knows of the way to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpFact {
+    RcvSpace,
+    Rtt,
+    RttVar,
+    SndCwnd,
+}
+
 /// Every variable with a fixed name, and from when on it has its value.
 ///
-/// Beside them stand `$arg_NAME`, `$cookie_NAME`, `$http_NAME` and `$sent_http_NAME`, the captures of the route,
-/// and the constants `$hostname` and `$weir_version`.
+/// Beside them stand `$arg_NAME`, `$cookie_NAME`, `$http_NAME`, `$sent_http_NAME`, `$upstream_http_NAME` and
+/// `$upstream_cookie_NAME`, the captures of the route, and the constants `$hostname` and `$weir_version`.
 static NAMES: &[(&str, Var, Stage)] = &[
     ("args", Var::Args, Stage::Request),
+    ("binary_remote_addr", Var::BinaryRemoteAddr, Stage::Request),
     ("body_bytes_sent", Var::BodyBytesSent, Stage::Log),
     ("bytes_sent", Var::BytesSent, Stage::Log),
     ("connection", Var::Connection, Stage::Request),
+    (
+        "connection_requests",
+        Var::ConnectionRequests,
+        Stage::Request,
+    ),
+    ("connection_time", Var::ConnectionTime, Stage::Request),
     (
         "content_length",
         Var::Http(header::CONTENT_LENGTH),
@@ -89,11 +124,37 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("document_uri", Var::Uri, Stage::Request),
     ("failure", Var::Failure, Stage::Response),
     ("host", Var::Host, Stage::Request),
+    ("http2", Var::Http2, Stage::Request),
     ("https", Var::Https, Stage::Request),
     ("is_args", Var::IsArgs, Stage::Request),
     ("listener", Var::Listener, Stage::Request),
     ("msec", Var::Msec, Stage::Request),
     ("pid", Var::Pid, Stage::Request),
+    (
+        "proxy_add_x_forwarded_for",
+        Var::ProxyAddXForwardedFor,
+        Stage::Request,
+    ),
+    (
+        "proxy_protocol_addr",
+        Var::ProxyProtocolAddr,
+        Stage::Request,
+    ),
+    (
+        "proxy_protocol_port",
+        Var::ProxyProtocolPort,
+        Stage::Request,
+    ),
+    (
+        "proxy_protocol_server_addr",
+        Var::ProxyProtocolServerAddr,
+        Stage::Request,
+    ),
+    (
+        "proxy_protocol_server_port",
+        Var::ProxyProtocolServerPort,
+        Stage::Request,
+    ),
     ("query_string", Var::Args, Stage::Request),
     ("realip_remote_addr", Var::RealipRemoteAddr, Stage::Request),
     ("realip_remote_port", Var::RealipRemotePort, Stage::Request),
@@ -101,6 +162,7 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("remote_port", Var::RemotePort, Stage::Request),
     ("remote_user", Var::RemoteUser, Stage::Request),
     ("request", Var::Request, Stage::Request),
+    ("request_completion", Var::RequestCompletion, Stage::Log),
     ("request_id", Var::RequestId, Stage::Request),
     ("request_length", Var::RequestLength, Stage::Log),
     ("request_method", Var::RequestMethod, Stage::Request),
@@ -112,6 +174,7 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("server_port", Var::ServerPort, Stage::Request),
     ("server_protocol", Var::ServerProtocol, Stage::Request),
     ("site", Var::Site, Stage::Request),
+    ("ssl_alpn_protocol", Var::SslAlpnProtocol, Stage::Request),
     ("ssl_cipher", Var::SslCipher, Stage::Request),
     (
         "ssl_client_escaped_cert",
@@ -126,6 +189,11 @@ static NAMES: &[(&str, Var, Stage)] = &[
     (
         "ssl_client_i_dn",
         Var::SslClient(ClientFact::Issuer),
+        Stage::Request,
+    ),
+    (
+        "ssl_client_raw_cert",
+        Var::SslClient(ClientFact::Pem),
         Stage::Request,
     ),
     (
@@ -163,9 +231,30 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("ssl_server_name", Var::SslServerName, Stage::Request),
     ("ssl_session_reused", Var::SslSessionReused, Stage::Request),
     ("status", Var::Status, Stage::Response),
+    (
+        "tcpinfo_rcv_space",
+        Var::TcpInfo(TcpFact::RcvSpace),
+        Stage::Request,
+    ),
+    ("tcpinfo_rtt", Var::TcpInfo(TcpFact::Rtt), Stage::Request),
+    (
+        "tcpinfo_rttvar",
+        Var::TcpInfo(TcpFact::RttVar),
+        Stage::Request,
+    ),
+    (
+        "tcpinfo_snd_cwnd",
+        Var::TcpInfo(TcpFact::SndCwnd),
+        Stage::Request,
+    ),
     ("time_iso8601", Var::TimeIso8601, Stage::Request),
     ("time_local", Var::TimeLocal, Stage::Request),
     ("upstream_addr", Var::UpstreamAddr, Stage::Response),
+    (
+        "upstream_bytes_received",
+        Var::UpstreamBytesReceived,
+        Stage::Log,
+    ),
     (
         "upstream_connect_time",
         Var::UpstreamConnectTime,
@@ -175,6 +264,11 @@ static NAMES: &[(&str, Var, Stage)] = &[
         "upstream_header_time",
         Var::UpstreamHeaderTime,
         Stage::Response,
+    ),
+    (
+        "upstream_response_length",
+        Var::UpstreamResponseLength,
+        Stage::Log,
     ),
     (
         "upstream_response_time",
@@ -226,6 +320,16 @@ pub(super) fn resolve(stage: Stage, at: &At<'_>, name: &str, b: &mut Build<'_>) 
         );
         return None;
     }
+    let asked = match &var {
+        Var::UpstreamHttp(field) => Some(field),
+        Var::UpstreamCookie(_) => Some(&header::SET_COOKIE),
+        _ => None,
+    };
+    if let Some(field) = asked
+        && !b.upstream_fields.contains(field)
+    {
+        b.upstream_fields.push(field.clone());
+    }
     Some(Piece::Var(var))
 }
 
@@ -254,12 +358,18 @@ impl Var {
         if let Some(name) = name.strip_prefix("sent_http_") {
             return Some((Var::SentHttp(header(name)?), Stage::Response));
         }
+        if let Some(name) = name.strip_prefix("upstream_http_") {
+            return Some((Var::UpstreamHttp(header(name)?), Stage::Response));
+        }
         if let Some(name) = name.strip_prefix("http_") {
             return Some((Var::Http(header(name)?), Stage::Request));
         }
         let named = |name: &str| (!name.is_empty()).then(|| name.into());
         if let Some(name) = name.strip_prefix("arg_") {
             return Some((Var::Arg(named(name)?), Stage::Request));
+        }
+        if let Some(name) = name.strip_prefix("upstream_cookie_") {
+            return Some((Var::UpstreamCookie(named(name)?), Stage::Response));
         }
         if let Some(name) = name.strip_prefix("cookie_") {
             return Some((Var::Cookie(named(name)?), Stage::Request));

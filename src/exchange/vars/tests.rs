@@ -21,6 +21,7 @@ fn compile(stage: Stage, text: &str, captures: &[&str]) -> Result<Text, String> 
 }
 
 fn cx() -> Cx {
+    let since = Instant::now();
     let connection = Connection {
         number: 7,
         peer: Some("192.0.2.1:40000".parse().unwrap()),
@@ -30,16 +31,19 @@ fn cx() -> Cx {
             version: "TLSv1.3",
             cipher: "TLS_AES_128_GCM_SHA256",
             server_name: "shop.example".into(),
+            alpn: "h2",
             ..TlsFacts::default()
         }),
+        requests: 3.into(),
+        since: Some(since),
         ..Connection::default()
     };
-    let mut cx = Cx::new(Instant::now(), Arc::new(connection));
+    let mut cx = Cx::new(since + Duration::from_secs(1), Arc::new(connection));
     cx.ended = Some(cx.started + Duration::from_millis(1042));
     cx.host = "shop.example".into();
     cx.path = "/a b".into();
     cx.captures = vec!["42".into()];
-    cx.request_id = Some("id-1".into());
+    cx.request_id = "id-1".to_owned().into();
     cx.site = Some("shop".into());
     cx.status = 200;
     cx.body_bytes_sent = 5;
@@ -52,12 +56,23 @@ fn cx() -> Cx {
         header,
         response,
         status,
+        head: 0,
+        length: 0,
     };
     let ms = |n| Some(Duration::from_millis(n));
     cx.tries = vec![
         attempt("127.0.0.1:9001", None, None, ms(3), 0),
         attempt("unix:/run/app.sock", ms(0), ms(20), ms(1030), 200),
     ];
+    (cx.tries[1].head, cx.tries[1].length) = (200, 4096);
+    let fields = [
+        ("x-a", "1"),
+        ("x-a", "2"),
+        ("set-cookie", "SID=old; Path=/"),
+        ("set-cookie", "sid = new ; Secure"),
+    ];
+    let fields = fields.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+    cx.upstream = Some(Box::new(http::HeaderMap::from_iter(fields)));
     cx
 }
 
@@ -93,7 +108,8 @@ fn rendered(cx: &Cx, text: &str) -> String {
     if let [Piece::Var(var)] = text.pieces() {
         let mut out = Vec::new();
         return match var.write(&view, &mut out) {
-            Some(()) => String::from_utf8(out).unwrap(),
+            // each byte as the character with its number
+            Some(()) => out.into_iter().map(char::from).collect(),
             None => "-".to_owned(),
         };
     }
@@ -141,6 +157,22 @@ fn variables_mean_what_they_mean_in_nginx() {
         ("$request_time", "1.042"),
         ("$msec", "1795362225.007"),
         ("$connection", "7"),
+        ("$connection_requests", "3"),
+        ("$connection_time", "2.042"),
+        ("$binary_remote_addr", "\u{c0}\0\u{2}\u{1}"),
+        ("$proxy_add_x_forwarded_for", "192.0.2.1"),
+        ("$proxy_protocol_addr", "-"),
+        ("$proxy_protocol_server_port", "-"),
+        ("$request_completion", "OK"),
+        ("$http2", ""),
+        ("$ssl_alpn_protocol", "h2"),
+        ("$tcpinfo_rtt", "-"),
+        ("$upstream_response_length", "0, 4096"),
+        ("$upstream_bytes_received", "0, 4296"),
+        ("$upstream_http_x_a", "1, 2"),
+        ("$upstream_http_none", "-"),
+        ("$upstream_cookie_sid", "new"),
+        ("$upstream_cookie_none", "-"),
         ("$upstream_addr", "127.0.0.1:9001, unix:/run/app.sock"),
         ("$upstream_status", "-, 200"),
         ("$upstream_connect_time", "-, 0.000"),
@@ -178,7 +210,6 @@ fn unknown_facts_have_no_value() {
         ("$upstream_response_time", "-"),
         ("$host", "-"),
         ("$site", "-"),
-        ("$request_id", "-"),
         ("$id", "-"),
     ] {
         assert_eq!(rendered(&cx, text), expected, "{text}");
@@ -192,6 +223,32 @@ fn a_failure_gives_its_status_only_where_none_was_sent() {
     assert_eq!(rendered(&cx, "$status $failure"), "200 client_closed");
     cx.status = 0;
     assert_eq!(rendered(&cx, "$status $failure"), "499 client_closed");
+}
+
+#[test]
+fn a_proxy_in_front_may_say_who_the_client_is() {
+    let connection = Connection {
+        peer: Some("192.0.2.7:4711".parse().unwrap()),
+        local: Some("192.0.2.1:443".parse().unwrap()),
+        by_proxy: true,
+        ..Connection::default()
+    };
+    let cx = Cx::new(Instant::now(), Arc::new(connection));
+    assert_eq!(
+        rendered(
+            &cx,
+            "$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port"
+        ),
+        "192.0.2.7:4711 192.0.2.1:443"
+    );
+}
+
+#[test]
+fn an_identifier_is_made_once_for_who_asks() {
+    let cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
+    let id = rendered(&cx, "$request_id");
+    assert_eq!(id.len(), 32);
+    assert_eq!(rendered(&cx, "<$request_id>"), format!("<{id}>"));
 }
 
 #[test]

@@ -2,16 +2,20 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, Version, header};
 use pingora::http::RequestHeader;
 
+use super::names::TcpFact;
 use super::{Var, View};
 use crate::exchange::cx::Try;
 use crate::exchange::{Cx, date};
 use crate::tls::ClientFact;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl Var {
     /// Appends the value, bytes of headers as they are. `None`, with `out` untouched, if there is no value.
@@ -21,19 +25,42 @@ impl Var {
         match self {
             Var::Args => put(args(view)?, out),
             Var::Arg(name) => put(arg(args(view)?, name)?, out),
+            Var::BinaryRemoteAddr => match cx.client.map(|ip| ip.to_canonical()) {
+                Some(IpAddr::V4(ip)) => put(ip.octets(), out),
+                Some(IpAddr::V6(ip)) => put(ip.octets(), out),
+                None => address(None, out),
+            },
             Var::BodyBytesSent => number(cx.body_bytes_sent, out),
             Var::BytesSent => number(cx.bytes_sent, out),
             Var::Capture(index) => put(cx.captures.get(*index)?, out),
             Var::Connection => number(connection.number, out),
+            Var::ConnectionRequests => number(connection.requests.load(Ordering::Relaxed), out),
+            Var::ConnectionTime => {
+                let until = cx.ended.unwrap_or(cx.started);
+                date::seconds(until.saturating_duration_since(connection.since?), out);
+            }
             Var::Cookie(name) => put(cookie(&view.request.headers, name)?, out),
             Var::Failure => put(cx.failure?.word(), out),
             Var::Host => put(some(&cx.host)?, out),
             Var::Http(name) => joined(&view.request.headers, name, out)?,
+            Var::Http2 => put(http2(view), out),
             Var::Https => put(if connection.tls.is_some() { "on" } else { "" }, out),
             Var::IsArgs => put(if args(view).is_some() { "?" } else { "" }, out),
             Var::Listener => put(some(&*connection.listener)?, out),
             Var::Msec => date::seconds(date::since_epoch(view.wall), out),
             Var::Pid => number(std::process::id(), out),
+            Var::ProxyAddXForwardedFor => {
+                if joined(&view.request.headers, &X_FORWARDED_FOR, out).is_some() {
+                    put(", ", out);
+                }
+                address(cx.client, out);
+            }
+            Var::ProxyProtocolAddr => address(Some(by_proxy(connection.peer, cx)?.ip()), out),
+            Var::ProxyProtocolPort => number(by_proxy(connection.peer, cx)?.port(), out),
+            Var::ProxyProtocolServerAddr => {
+                address(Some(by_proxy(connection.local, cx)?.ip()), out)
+            }
+            Var::ProxyProtocolServerPort => number(by_proxy(connection.local, cx)?.port(), out),
             Var::RealipRemoteAddr => address(connection.peer.map(|peer| peer.ip()), out),
             Var::RealipRemotePort => number(connection.peer?.port(), out),
             Var::RemoteAddr => address(cx.client, out),
@@ -44,7 +71,8 @@ impl Var {
                 Some(line) => put(some(line)?, out),
                 None => request_line(view.request, out),
             },
-            Var::RequestId => put(cx.request_id.as_deref()?, out),
+            Var::RequestCompletion => put(if cx.failure.is_none() { "OK" } else { "" }, out),
+            Var::RequestId => put(cx.request_id(), out),
             Var::RequestLength => number(cx.request_length, out),
             Var::RequestMethod => match &cx.unread {
                 Some(line) => put(some(words(line)[0])?, out),
@@ -64,6 +92,7 @@ impl Var {
                 None => put(protocol(view.request.version), out),
             },
             Var::Site => put(cx.site.as_deref()?, out),
+            Var::SslAlpnProtocol => put(some(connection.tls.as_ref()?.alpn)?, out),
             Var::SslCipher => put(connection.tls.as_ref()?.cipher, out),
             Var::SslClient(fact) => {
                 let mut text = String::new();
@@ -87,11 +116,30 @@ impl Var {
                 let known = Some(status(cx)).filter(|status| *status != 0);
                 three_digits(known.unwrap_or_else(coming), out);
             }
+            Var::TcpInfo(fact) => {
+                let info = connection.tcp_info()?;
+                let fact = match fact {
+                    TcpFact::RcvSpace => info.rcv_space,
+                    TcpFact::Rtt => info.rtt,
+                    TcpFact::RttVar => info.rttvar,
+                    TcpFact::SndCwnd => info.snd_cwnd,
+                };
+                number(fact, out);
+            }
             Var::TimeIso8601 => date::iso8601(view.wall, out),
             Var::TimeLocal => date::common(view.wall, out),
             Var::UpstreamAddr => listed(cx, out, |attempt, out| put(&*attempt.backend, out))?,
+            Var::UpstreamBytesReceived => {
+                let received = |attempt: &Try| attempt.head + attempt.length;
+                listed(cx, out, |attempt, out| number(received(attempt), out))?;
+            }
             Var::UpstreamConnectTime => times(cx, out, |attempt| attempt.connect)?,
+            Var::UpstreamCookie(name) => put(set_cookie(cx.upstream.as_ref()?, name)?, out),
             Var::UpstreamHeaderTime => times(cx, out, |attempt| attempt.header)?,
+            Var::UpstreamHttp(name) => joined(cx.upstream.as_ref()?, name, out)?,
+            Var::UpstreamResponseLength => {
+                listed(cx, out, |attempt, out| number(attempt.length, out))?;
+            }
             Var::UpstreamResponseTime => times(cx, out, |attempt| attempt.response)?,
             Var::UpstreamStatus => listed(cx, out, |attempt, out| match attempt.status {
                 0 => out.push(b'-'),
@@ -242,6 +290,32 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     crate::http::cookie::pairs(headers)
         .find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()))
         .map(|(_, value)| value)
+}
+
+/// The value of a cookie that an answer sets; the last one counts, as for the client.
+fn set_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    let cookies = headers.get_all(header::SET_COOKIE).iter();
+    let pairs = cookies.filter_map(|cookie| {
+        let pair = cookie.as_bytes().split(|&b| b == b';').next()?;
+        let equals = memchr::memchr(b'=', pair)?;
+        Some((&pair[..equals], &pair[equals + 1..]))
+    });
+    let named = pairs.filter(|(key, _)| key.trim_ascii().eq_ignore_ascii_case(name.as_bytes()));
+    named.last().map(|(_, value)| value.trim_ascii())
+}
+
+/// As nginx calls HTTP/2: by what it was agreed on.
+fn http2(view: &View<'_>) -> &'static str {
+    match (view.request.version, &view.cx.connection.tls) {
+        (Version::HTTP_2, Some(_)) => "h2",
+        (Version::HTTP_2, None) => "h2c",
+        _ => "",
+    }
+}
+
+/// One end of the connection, if a proxy in front has named it.
+fn by_proxy(end: Option<SocketAddr>, cx: &Cx) -> Option<SocketAddr> {
+    end.filter(|_| cx.connection.by_proxy)
 }
 
 /// The port the client itself uses, not that of a trusted proxy before it.
