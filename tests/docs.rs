@@ -55,7 +55,7 @@ fn surroundings(block: &str) -> Setup {
 
 /// The document of which `block` is a part.
 fn whole(block: &str) -> String {
-    const SECTIONS: [&str; 15] = [
+    const SECTIONS: [&str; 18] = [
         "admin",
         "version",
         "threads",
@@ -71,6 +71,9 @@ fn whole(block: &str) -> String {
         "grace_period_seconds",
         "drain",
         "watch",
+        "map",
+        "geo",
+        "split",
     ];
     let parsed: Value = serde_yaml::from_str(block).expect("parsed before");
     let has = |key: &str| parsed.get(key).is_some();

@@ -9,6 +9,27 @@ use http::HeaderName;
 use crate::issue::{At, Issue, Issues, Sources};
 use crate::pool::Pool;
 
+/// When in a request's life a text is rendered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Before there is a response: rewrites, redirects, request headers, keys.
+    #[default]
+    Request,
+    /// When the response's header is made: response headers.
+    Response,
+    /// When all is over: the access log.
+    Log,
+}
+
+/// A variable that the document defines.
+#[derive(Clone, Copy, Debug)]
+pub struct Defined {
+    /// Its place among them.
+    pub index: usize,
+    /// From when on it has its value.
+    pub from: Stage,
+}
+
 /// Passed to every `compile`. A `compile` reports what is wrong here and returns `None` (or what it could make), so
 /// that one run finds all mistakes.
 pub struct Build<'a> {
@@ -20,6 +41,11 @@ pub struct Build<'a> {
     pub captures: Vec<String>,
     /// That regex is wrong, and reported: a variable that nobody knows may be one of its captures.
     pub captures_unknown: bool,
+    /// The variables that the document defines, by name, as far as they are compiled; `None` for those that are wrong,
+    /// which is reported already.
+    pub defined: HashMap<String, Option<Defined>>,
+    /// The latest stage of a variable that was resolved, until it is set back.
+    pub latest: Stage,
     /// Fields of backends' headers that variables ask for.
     pub upstream_fields: Vec<HeaderName>,
 }
@@ -32,6 +58,8 @@ impl<'a> Build<'a> {
             pools: HashMap::new(),
             captures: Vec::new(),
             captures_unknown: false,
+            defined: HashMap::new(),
+            latest: Stage::Request,
             upstream_fields: Vec::new(),
         }
     }

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::de::MapAccess;
 use serde::{Deserialize, Deserializer};
 
+use crate::exchange::named;
 use crate::filter::Filters;
 use crate::router::config::Site;
 use crate::value::keys::{self, Keyed};
@@ -67,6 +68,12 @@ pub struct Config {
     pub listeners: IndexMap<String, net::Config>,
     /// Peers whose `X-Forwarded-For` is believed when finding the client's address. nginx: `set_real_ip_from`.
     pub trusted_proxies: Vec<Cidr>,
+    /// Variables whose value is looked up by a text, by name, `$tier`. nginx: `map`.
+    pub map: IndexMap<String, named::map::Config>,
+    /// Variables whose value depends on an address, by name, `$region`. nginx: `geo`.
+    pub geo: IndexMap<String, named::geo::Config>,
+    /// Variables that split requests by share, by name, `$variant`. nginx: `split_clients`.
+    pub split: IndexMap<String, named::split::Config>,
     /// Policies of all sites that do not set the same key.
     pub defaults: Filters,
     /// What to do with requests, by name. nginx: `server`.

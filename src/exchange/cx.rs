@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 
+use super::named::Memo;
 use super::{Failure, Slots};
 use crate::http::path;
 pub use crate::net::{Connection, TlsFacts};
@@ -36,6 +37,8 @@ pub struct Cx {
     pub captures: Vec<String>,
     /// Path and query to send upstream where a filter rewrote them; otherwise what the client sent goes out.
     pub target: Option<String>,
+    /// The variables that the document defines.
+    pub named: Memo,
     /// The identifier of this request, once it has one: see [`Cx::request_id`].
     pub request_id: OnceLock<String>,
     /// Name of the site that was chosen.
@@ -90,6 +93,7 @@ impl Cx {
             is_stripped_whole: false,
             captures: Vec::new(),
             target: None,
+            named: Memo::default(),
             request_id: OnceLock::new(),
             site: None,
             tries: Vec::new(),

@@ -5,6 +5,7 @@ pub mod date;
 pub mod disk;
 pub mod escape;
 pub mod failure;
+pub mod named;
 pub mod page;
 pub mod reply;
 pub mod slots;

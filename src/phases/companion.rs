@@ -73,7 +73,7 @@ impl HttpServerApp for Companion {
         let connection = Connection::of(session.digest()).unwrap_or_else(|| self.nowhere.clone());
         connection.admit();
         let mut running = Running {
-            cx: Cx::new(Instant::now(), connection),
+            cx: super::begin(&snapshot, connection),
             snapshot,
             method: session.req_header().method.clone(),
             ended: false,

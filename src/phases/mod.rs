@@ -15,6 +15,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
+use crate::exchange::named::Memo;
 use crate::exchange::vars::View;
 use crate::exchange::{Body, Cx, Failure, Reply, transform};
 use crate::filter::{Chain, Flow};
@@ -212,7 +213,7 @@ impl ProxyHttp for Weir {
     fn new_ctx(&self) -> Exchange {
         let snapshot = self.live.load();
         Exchange {
-            cx: Cx::new(Instant::now(), self.nowhere.clone()),
+            cx: begin(&snapshot, self.nowhere.clone()),
             chosen: Chosen::Nothing(snapshot.router.chain.clone()),
             attempts: Attempts::new(self.max_tries),
             snapshot,
@@ -455,6 +456,13 @@ impl ProxyHttp for Weir {
         log(session, logs, &mut x.cx, now);
         x.end();
     }
+}
+
+/// What is known of a request that begins now.
+fn begin(snapshot: &Snapshot, connection: Arc<Connection>) -> Cx {
+    let mut cx = Cx::new(Instant::now(), connection);
+    cx.named = Memo::new(snapshot.named.clone());
+    cx
 }
 
 /// Finds out whose request this is and where it is to go.

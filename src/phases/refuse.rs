@@ -10,7 +10,7 @@ use pingora::http::RequestHeader;
 use super::send;
 use crate::exchange::transform::Then;
 use crate::exchange::vars::View;
-use crate::exchange::{Body, Cx, Failure, Reply};
+use crate::exchange::{Body, Failure, Reply};
 use crate::http::head::Fault;
 use crate::net::gate::{Cause, Refuse, Refused};
 use crate::runtime::{Live, Part};
@@ -35,7 +35,7 @@ impl Refuse for Refusals {
             Cause::Closed => Failure::ClientClosed,
         };
         let snapshot = self.live.load();
-        let mut cx = Cx::new(Instant::now(), refused.connection.clone());
+        let mut cx = super::begin(&snapshot, refused.connection.clone());
         cx.failure = Some(failure);
         cx.unread = Some(refused.line.into());
         cx.request_length = refused.length;

@@ -66,6 +66,9 @@ impl Changes {
         changes.in_map("listeners", &old.listeners, &new.listeners, Changes::whole);
         changes.in_map("sites", &old.sites, &new.sites, Changes::in_site);
         changes.in_map("static", &old.statics, &new.statics, Changes::whole);
+        changes.in_map("map", &old.map, &new.map, Changes::whole);
+        changes.in_map("geo", &old.geo, &new.geo, Changes::whole);
+        changes.in_map("split", &old.split, &new.split, Changes::whole);
         macro_rules! compare {
             ($($key:ident),*) => {
                 $(if old.$key != new.$key { changes.push(Kind::Changed, stringify!($key)); })*
@@ -312,7 +315,15 @@ sites:
     /// A key that is added to the document must be looked at here, unless only the start of a process reads it.
     #[test]
     fn every_key_is_compared_or_refused() {
-        const SECTIONS: [&str; 4] = ["pools", "listeners", "sites", "static"];
+        const SECTIONS: [&str; 7] = [
+            "pools",
+            "listeners",
+            "sites",
+            "static",
+            "map",
+            "geo",
+            "split",
+        ];
         const SETTINGS: [&str; 7] = [
             "resolver",
             "defaults",

@@ -13,6 +13,7 @@ use super::certificates::Certificates;
 use super::{Boot, Drain, Plan, Snapshot};
 use crate::build::Build;
 use crate::config::{self, Admin, Config};
+use crate::exchange::named;
 use crate::handler::proxy;
 use crate::http::version::Protocols;
 use crate::issue::{At, Issues, Sources};
@@ -47,6 +48,13 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
     let root = At::Root;
     let boot = boot(config, b);
     let drain = drain(config, b);
+    // First: all texts may use them.
+    let sections = named::Sections {
+        map: &config.map,
+        geo: &config.geo,
+        split: &config.split,
+    };
+    let named = sections.compile(b);
     let log = config.log.compile(&root.key("log"), b);
     let pools = pools(config, previous, b);
     let by_name = config.pools.keys();
@@ -78,6 +86,7 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
         pools,
         statics,
         trusted_proxies: config.trusted_proxies.clone(),
+        named,
         upstream_fields: std::mem::take(&mut b.upstream_fields),
         log: log?,
         drain,

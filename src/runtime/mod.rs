@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use http::HeaderName;
 use parking_lot::Mutex;
 
+use crate::exchange::named::Named;
 use crate::filter::Chain;
 use crate::handler::Handler;
 use crate::handler::files::Files;
@@ -124,6 +125,8 @@ pub struct Snapshot {
     /// Whether there is a route that needs no backend.
     pub answers_itself: bool,
     pub trusted_proxies: Vec<Cidr>,
+    /// The variables that the document defines, if it does.
+    pub named: Option<Arc<Named>>,
     /// Fields of backends' headers that variables ask for; mostly none.
     pub upstream_fields: Vec<HeaderName>,
     pub log: log::Compiled,

@@ -20,6 +20,11 @@ impl Ratio {
         Ratio(percent * MILLIONTHS_PER_PERCENT)
     }
 
+    /// 1,000,000 for all.
+    pub const fn millionths(self) -> u32 {
+        self.0
+    }
+
     /// From 0.0 to 1.0.
     pub fn get(self) -> f64 {
         f64::from(self.0) / f64::from(WHOLE)

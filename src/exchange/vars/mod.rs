@@ -29,7 +29,8 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-pub use names::Var;
+pub use crate::build::Stage;
+pub use names::{Var, is_known};
 pub use value::{address, joined, protocol, request_time, request_uri, status};
 
 /// What a text is rendered from.
@@ -42,17 +43,6 @@ pub struct View<'a> {
     pub response: Option<&'a ResponseHeader>,
     /// The time of day.
     pub wall: SystemTime,
-}
-
-/// When in a request's life a text is rendered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// Before there is a response: rewrites, redirects, request headers, keys.
-    Request,
-    /// When the response's header is made: response headers.
-    Response,
-    /// When all is over: the access log.
-    Log,
 }
 
 /// A template whose names are resolved.
@@ -125,9 +115,18 @@ impl Text {
 
     /// Appends the text for one request.
     pub fn write(&self, view: &View<'_>, out: &mut Vec<u8>) {
+        self.write_with(&view.cx.captures, view, out);
+    }
+
+    /// The same for a text whose captures are others than those of the route.
+    pub fn write_with(&self, captures: &[String], view: &View<'_>, out: &mut Vec<u8>) {
         for piece in &self.pieces {
             match piece {
                 Piece::Literal(text) => out.extend_from_slice(text.as_bytes()),
+                Piece::Var(Var::Capture(index)) => {
+                    let capture = captures.get(*index);
+                    out.extend_from_slice(capture.map_or("", |capture| capture).as_bytes());
+                }
                 Piece::Var(var) => {
                     var.write(view, out);
                 }

@@ -2,8 +2,8 @@
 
 use http::{HeaderName, header};
 
-use super::{Piece, Stage};
-use crate::build::Build;
+use super::Piece;
+use crate::build::{Build, Defined, Stage};
 use crate::issue::At;
 use crate::tls::ClientFact;
 
@@ -34,6 +34,8 @@ pub enum Var {
     IsArgs,
     Listener,
     Msec,
+    /// One that the document defines, by its place among them.
+    Named(usize),
     Pid,
     /// The request's `X-Forwarded-For`, and the client behind it.
     ProxyAddXForwardedFor,
@@ -279,6 +281,9 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("uri", Var::Uri, Stage::Request),
 ];
 
+/// Where the document defines variables.
+static SECTIONS: &[&str] = &["map", "geo", "split"];
+
 /// Variables whose value is fixed before the first request; they become literals.
 static CONSTANTS: &[&str] = &["hostname", "weir_version"];
 
@@ -293,16 +298,19 @@ pub(super) fn resolve(stage: Stage, at: &At<'_>, name: &str, b: &mut Build<'_>) 
         "weir_version" => return Some(Piece::Literal(env!("CARGO_PKG_VERSION").into())),
         _ => {}
     }
-    let fixed = NAMES.iter().find(|(known, ..)| *known == name);
-    let found = match fixed {
-        Some((_, var, from)) => Some((var.clone(), *from)),
-        None => Var::by_prefix(name),
+    let found = match b.defined.get(name) {
+        Some(Some(Defined { index, from })) => Some((Var::Named(*index), *from)),
+        // Reported where it is defined.
+        Some(None) => return None,
+        None => built_in(name),
     };
     let Some((var, from)) = found else {
-        if b.captures_unknown {
+        let written = format!("${name}");
+        let is_left_out = |section: &&str| b.is_left_out(section, &written);
+        if b.captures_unknown || SECTIONS.iter().any(is_left_out) {
             return None;
         }
-        let hint = similar(name, &b.captures).map(|known| format!("did you mean `${known}`?"));
+        let hint = similar(name, b).map(|known| format!("did you mean `${known}`?"));
         let issue = b.error(at, format!("no variable named `${name}`"));
         if let Some(hint) = hint {
             issue.hint(hint);
@@ -320,6 +328,7 @@ pub(super) fn resolve(stage: Stage, at: &At<'_>, name: &str, b: &mut Build<'_>) 
         );
         return None;
     }
+    b.latest = b.latest.max(from);
     let asked = match &var {
         Var::UpstreamHttp(field) => Some(field),
         Var::UpstreamCookie(_) => Some(&header::SET_COOKIE),
@@ -333,11 +342,24 @@ pub(super) fn resolve(stage: Stage, at: &At<'_>, name: &str, b: &mut Build<'_>) 
     Some(Piece::Var(var))
 }
 
+/// Whether every request has a variable of that name.
+pub fn is_known(name: &str) -> bool {
+    CONSTANTS.contains(&name) || built_in(name).is_some()
+}
+
+fn built_in(name: &str) -> Option<(Var, Stage)> {
+    match NAMES.iter().find(|(known, ..)| *known == name) {
+        Some((_, var, from)) => Some((var.clone(), *from)),
+        None => Var::by_prefix(name),
+    }
+}
+
 /// The known name that was probably meant.
-fn similar(name: &str, captures: &[String]) -> Option<String> {
+fn similar(name: &str, b: &Build<'_>) -> Option<String> {
     let known = NAMES.iter().map(|(known, ..)| *known);
     let known = known.chain(CONSTANTS.iter().copied());
-    let known = known.chain(captures.iter().map(String::as_str));
+    let known = known.chain(b.captures.iter().map(String::as_str));
+    let known = known.chain(b.defined.keys().map(String::as_str));
     let lower = name.to_ascii_lowercase();
     crate::value::suggest(&lower, known).map(str::to_owned)
 }

@@ -226,6 +226,25 @@ fn a_failure_gives_its_status_only_where_none_was_sent() {
 }
 
 #[test]
+fn an_answer_is_complete_unless_it_broke_off() {
+    let mut cx = cx();
+    for (status, failure, complete) in [
+        (200, None, "OK"),
+        (404, Some(Failure::NoRoute), "OK"),
+        (200, Some(Failure::UpstreamReset), ""),
+        (200, Some(Failure::ClientClosed), ""),
+        (0, Some(Failure::ClientClosed), ""),
+    ] {
+        (cx.status, cx.failure) = (status, failure);
+        assert_eq!(
+            rendered(&cx, "$request_completion"),
+            complete,
+            "{failure:?}"
+        );
+    }
+}
+
+#[test]
 fn a_proxy_in_front_may_say_who_the_client_is() {
     let connection = Connection {
         peer: Some("192.0.2.7:4711".parse().unwrap()),

@@ -48,6 +48,7 @@ impl Var {
             Var::IsArgs => put(if args(view).is_some() { "?" } else { "" }, out),
             Var::Listener => put(some(&*connection.listener)?, out),
             Var::Msec => date::seconds(date::since_epoch(view.wall), out),
+            Var::Named(index) => put(cx.named.value(*index, view)?, out),
             Var::Pid => number(std::process::id(), out),
             Var::ProxyAddXForwardedFor => {
                 if joined(&view.request.headers, &X_FORWARDED_FOR, out).is_some() {
@@ -71,7 +72,7 @@ impl Var {
                 Some(line) => put(some(line)?, out),
                 None => request_line(view.request, out),
             },
-            Var::RequestCompletion => put(if cx.failure.is_none() { "OK" } else { "" }, out),
+            Var::RequestCompletion => put(if is_complete(cx) { "OK" } else { "" }, out),
             Var::RequestId => put(cx.request_id(), out),
             Var::RequestLength => number(cx.request_length, out),
             Var::RequestMethod => match &cx.unread {
@@ -300,8 +301,14 @@ fn set_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
         let equals = memchr::memchr(b'=', pair)?;
         Some((&pair[..equals], &pair[equals + 1..]))
     });
-    let named = pairs.filter(|(key, _)| key.trim_ascii().eq_ignore_ascii_case(name.as_bytes()));
-    named.last().map(|(_, value)| value.trim_ascii())
+    let mut named = pairs.filter(|(key, _)| key.trim_ascii().eq_ignore_ascii_case(name.as_bytes()));
+    named.next_back().map(|(_, value)| value.trim_ascii())
+}
+
+/// Whether the client got all of an answer: a failure that came to be after that is of another status.
+fn is_complete(cx: &Cx) -> bool {
+    cx.failure
+        .is_none_or(|failure| failure.status() == cx.status)
 }
 
 /// As nginx calls HTTP/2: by what it was agreed on.
