@@ -35,6 +35,7 @@ fn surroundings(block: &str) -> Setup {
         .file("www/sorry.html", "")
         .file("conf.d/empty.yaml", "{}")
         .file("passwords", "secret\n")
+        .file("moved.txt", "/old /new\n")
         .file("blocked.txt", "192.0.2.0/24\n")
         .file("today.key", [1; 80])
         .file("yesterday.key", [2; 80]);

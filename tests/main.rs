@@ -31,7 +31,9 @@ mod passive; // who fails at requests gets none for a while
 mod policies; // headers, rewrite, request_id
 mod proxy; // what reaches the backend, what comes back
 mod queue; // requests that wait for room
+mod redirect; // a table in a file
 mod retry; // another member after a failed try
+mod rewrite; // the query, the method
 mod routing; // sites and routes
 mod sticky; // sessions that stay with their member
 mod streaming; // bodies of any size, WebSocket

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 
 use super::named::Memo;
 use super::{Failure, Slots};
@@ -37,6 +37,8 @@ pub struct Cx {
     pub captures: Vec<String>,
     /// Path and query to send upstream where a filter rewrote them; otherwise what the client sent goes out.
     pub target: Option<String>,
+    /// The method by which backends are asked where a filter changed it.
+    pub method: Option<Method>,
     /// The variables that the document defines.
     pub named: Memo,
     /// The identifier of this request, once it has one: see [`Cx::request_id`].
@@ -93,6 +95,7 @@ impl Cx {
             is_stripped_whole: false,
             captures: Vec::new(),
             target: None,
+            method: None,
             named: Memo::default(),
             request_id: OnceLock::new(),
             site: None,

@@ -49,6 +49,20 @@ pub enum Handler {
 }
 
 impl Handler {
+    /// Whether it has something for requests of this path, which the route's match takes; else they go on to the next
+    /// route.
+    pub fn takes(&self, path: &str) -> bool {
+        match self {
+            Handler::Redirect(redirect) => redirect.takes(path),
+            _ => true,
+        }
+    }
+
+    /// Whether that depends on the path.
+    pub fn is_choosy(&self) -> bool {
+        matches!(self, Handler::Redirect(redirect) if redirect.is_choosy())
+    }
+
     /// Whether it never takes a backend to answer, whatever the request.
     pub fn answers_itself(&self) -> bool {
         match self {

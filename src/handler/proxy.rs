@@ -697,6 +697,9 @@ pub fn prepare(
     upstream: &mut RequestHeader,
     trusted: bool,
 ) -> Result<()> {
+    if let Some(method) = &cx.method {
+        upstream.set_method(method.clone());
+    }
     if let Some(target) = &cx.target {
         upstream.set_raw_path(target.as_bytes())?;
     }

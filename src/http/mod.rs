@@ -16,6 +16,7 @@ pub mod media;
 pub mod mime;
 pub mod path;
 pub mod proxy_protocol;
+pub mod query;
 pub mod range;
 pub mod version;
 pub mod websocket;

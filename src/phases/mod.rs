@@ -310,7 +310,7 @@ impl ProxyHttp for Weir {
         crate::handler::proxy::check(response, session.is_upgrade_req())?;
         x.heard(response, length);
         let proxy = x.chosen.proxy()?;
-        let replay = replay(session);
+        let replay = replay(session, &x.cx);
         x.attempts
             .header(proxy, &mut x.cx, response, replay, Instant::now())?;
         x.intercept(response)
@@ -383,7 +383,7 @@ impl ProxyHttp for Weir {
         if *e.etype() == INTERCEPTED {
             return e;
         }
-        let replay = replay(session);
+        let replay = replay(session, &x.cx);
         match x.chosen.proxy() {
             Ok(proxy) => {
                 x.attempts
@@ -685,10 +685,11 @@ impl Exchange {
 }
 
 /// What speaks for and against sending the request to another member.
-fn replay(session: &Session) -> Replay {
+fn replay(session: &Session, cx: &Cx) -> Replay {
+    let method = cx.method.as_ref().unwrap_or(&session.req_header().method);
     Replay {
         possible: !has_begun(session) && !session.as_ref().retry_buffer_truncated(),
-        idempotent: session.req_header().method.is_idempotent(),
+        idempotent: method.is_idempotent(),
     }
 }
 

@@ -141,7 +141,7 @@ impl config::Site {
             paths: PathTree::new(
                 routes
                     .iter()
-                    .map(|route| (&route.path, route.conditions.is_some())),
+                    .map(|route| (&route.path, route.is_conditional())),
             ),
             routes,
             chain,

@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, Method};
-use percent_encoding::percent_decode_str;
 
 use super::config::Match;
 use crate::build::Build;
+use crate::http::query;
 use crate::issue::At;
 use crate::value::Cidr;
 
@@ -157,24 +157,10 @@ fn method(at: &At<'_>, name: &str, b: &mut Build<'_>) -> Option<Method> {
     method
 }
 
-/// Whether one of the parameters of `query` has this name and value.
-fn has_parameter(query: &str, name: &str, value: &str) -> bool {
-    query.split('&').any(|parameter| {
-        let (n, v) = parameter.split_once('=').unwrap_or((parameter, ""));
-        decodes_to(n, name) && decodes_to(v, value)
-    })
-}
-
-/// Whether `encoded`, a part of a query, stands for `text`.
-fn decodes_to(encoded: &str, text: &str) -> bool {
-    if !encoded.contains(['%', '+']) {
-        return encoded == text;
-    }
-    // a plus sign in a query is a blank (the URL standard's form encoding); an encoded one is itself
-    let mut parts = encoded.split('+');
-    let first = parts.next().into_iter().flat_map(percent_decode_str);
-    let rest = parts.flat_map(|part| std::iter::once(b' ').chain(percent_decode_str(part)));
-    first.chain(rest).eq(text.bytes())
+/// Whether one of the parameters of a query has this name and value.
+fn has_parameter(whole: &str, name: &str, value: &str) -> bool {
+    query::parameters(whole)
+        .any(|(_, n, v)| query::decodes_to(n, name) && query::decodes_to(v, value))
 }
 
 #[cfg(test)]

@@ -110,8 +110,15 @@ impl Site {
 }
 
 impl Route {
+    /// Whether it may leave a request that its path fits to the next route.
+    fn is_conditional(&self) -> bool {
+        self.conditions.is_some() || self.handler.is_choosy()
+    }
+
     fn failing_condition(&self, facts: &RequestFacts<'_>) -> Option<&'static str> {
-        self.conditions.as_ref()?.failing(facts)
+        let conditions = self.conditions.as_ref();
+        let failing = conditions.and_then(|conditions| conditions.failing(facts));
+        failing.or_else(|| (!self.handler.takes(facts.path)).then_some("redirect.file"))
     }
 }
 

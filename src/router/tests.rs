@@ -352,9 +352,9 @@ fn an_unknown_key_is_refused_at_its_place() {
             "unknown field `bogus`, expected",
         ),
         (
-            "routes: [{ respond: x, rewrite: { query: {} } }]",
-            "routes[0].rewrite.query",
-            "unknown field `query`",
+            "routes: [{ respond: x, rewrite: { quary: {} } }]",
+            "routes[0].rewrite.quary",
+            "unknown field `quary`",
         ),
         (
             "bogus: 1",

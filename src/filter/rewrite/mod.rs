@@ -1,4 +1,4 @@
-//! `rewrite`: another path than the client's for the action (file or backend) that a route leads to.
+//! `rewrite`: another path, query or method than the client's for the action (file or backend) that a route leads to.
 //!
 //! ```yaml
 //! rewrite: { strip_prefix: /api, add_prefix: /v2 }     # /api/x -> /v2/x
@@ -8,11 +8,19 @@
 //! rewrite: { regex: "^/u/(?<id>[0-9]+)$", to: "/users/$id" }
 //! ```
 //!
+//! ```yaml
+//! rewrite: { query: { set: { lang: "$cookie_lang" }, remove: ["utm_*"] }, method: POST }
+//! ```
+//!
 //! Runs after routing: it does not choose another route. It works on the normalised path, and what it makes is
-//! encoded anew for the backend; the query stays. nginx: `rewrite ... break`, or the path in `proxy_pass`.
+//! encoded anew for the backend; the query stays, but for what `query` changes. nginx: `rewrite ... break`, or the path
+//! in `proxy_pass`; `proxy_method`.
+
+mod query;
 
 use std::time::SystemTime;
 
+use http::Method;
 use pingora::http::RequestHeader;
 use regex::Regex;
 use schemars::JsonSchema;
@@ -20,14 +28,15 @@ use serde::Deserialize;
 
 use super::{Filter, Flow};
 use crate::build::Build;
-use crate::exchange::vars::{Stage, Text, View};
+use crate::exchange::vars::{self, Stage, Text, View};
 use crate::exchange::{Cx, Failure};
 use crate::http::header::encode_query;
 use crate::http::path;
 use crate::issue::At;
 use crate::value::pattern;
 
-/// Changes the path that the action sees: `strip_prefix` and `add_prefix`, or `regex` with `to`.
+/// Changes the path that the action sees, by `strip_prefix` and `add_prefix` or by `regex` with `to`, its query, and the
+/// method.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -41,16 +50,27 @@ pub struct Config {
     /// (`/x?a=1`) the client's query follows it after `&`; a `?` at the end drops the client's query (as nginx's
     /// `rewrite`).
     pub to: Option<String>,
+    /// Changes of the query, once the path is another.
+    pub query: Option<query::Config>,
+    /// The method by which the backend is asked, whatever the client's; a HEAD request stays one. nginx: `proxy_method`.
+    pub method: Option<String>,
 }
 
 #[derive(Debug)]
-pub enum Rewrite {
+pub struct Rewrite {
+    path: Option<PathChange>,
+    query: Option<query::Changes>,
+    method: Option<Method>,
+}
+
+#[derive(Debug)]
+enum PathChange {
     Prefix { strip: String, add: String },
     Regex(Replacement),
 }
 
 #[derive(Debug)]
-pub struct Replacement {
+struct Replacement {
     regex: Regex,
     path: Text,
     query: Query,
@@ -69,22 +89,32 @@ enum Query {
 
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Rewrite> {
+        let query = self.query.as_ref();
+        let query = query.map(|query| query.compile(&at.key("query"), b));
+        let method = self.method.as_ref();
+        let method = method.map(|method| compile_method(&at.key("method"), method, b));
         let prefixes = self.strip_prefix.is_some() || self.add_prefix.is_some();
-        match (&self.regex, &self.to) {
-            (None, None) if prefixes => self.compile_prefixes(at, b),
-            (Some(regex), Some(to)) if !prefixes => Replacement::compile(at, regex, to, b),
+        let path = match (&self.regex, &self.to) {
+            (None, None) if prefixes => Some(self.compile_prefixes(at, b)),
+            (None, None) if query.is_some() || method.is_some() => None,
+            (Some(regex), Some(to)) if !prefixes => Some(Replacement::compile(at, regex, to, b)),
             _ => {
                 b.error(
                     at,
                     "a rewrite is either prefixes or a regex with its replacement",
                 )
                 .hint("give `strip_prefix` and `add_prefix`, one of them, or `regex` and `to`");
-                None
+                return None;
             }
-        }
+        };
+        Some(Rewrite {
+            path: sound(path)?,
+            query: sound(query)?,
+            method: sound(method)?,
+        })
     }
 
-    fn compile_prefixes(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Rewrite> {
+    fn compile_prefixes(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<PathChange> {
         let mut segments = |key, prefix: &Option<String>| match prefix {
             None => Some(String::new()),
             Some(prefix) if prefix.starts_with('/') && prefix.len() > 1 => {
@@ -101,7 +131,7 @@ impl Config {
         };
         let strip = segments("strip_prefix", &self.strip_prefix);
         let add = segments("add_prefix", &self.add_prefix);
-        Some(Rewrite::Prefix {
+        Some(PathChange::Prefix {
             strip: strip?,
             add: add?,
         })
@@ -109,7 +139,7 @@ impl Config {
 }
 
 impl Replacement {
-    fn compile(at: &At<'_>, regex: &str, to: &str, b: &mut Build<'_>) -> Option<Rewrite> {
+    fn compile(at: &At<'_>, regex: &str, to: &str, b: &mut Build<'_>) -> Option<PathChange> {
         let regex = match pattern::regex(regex) {
             Ok(regex) => regex,
             Err(error) => {
@@ -153,7 +183,7 @@ impl Replacement {
         let path = Text::compile_for(Stage::Request, &at, path, b);
         let outer_captures = outer.len();
         b.captures = outer;
-        Some(Rewrite::Regex(Replacement {
+        Some(PathChange::Regex(Replacement {
             regex,
             path: path?,
             query: query?,
@@ -207,34 +237,104 @@ struct Target {
 
 impl Filter for Rewrite {
     async fn request(&self, cx: &mut Cx, request: &RequestHeader, wall: SystemTime) -> Flow {
-        let target = match self {
-            Rewrite::Prefix { strip, add } => {
+        let target = match &self.path {
+            None => None,
+            Some(PathChange::Prefix { strip, add }) => {
                 exchange_prefix(&cx.path, strip, add).map(|path| Target {
                     path,
                     query: request.uri.query().map(str::to_owned),
                 })
             }
-            Rewrite::Regex(replacement) => replacement.apply(cx, request, wall),
+            Some(PathChange::Regex(replacement)) => replacement.apply(cx, request, wall),
         };
-        let Some(mut target) = target else {
-            return Flow::Continue;
-        };
-        cx.is_stripped_whole = target.path.is_empty();
-        if !target.path.starts_with('/') {
-            target.path.insert(0, '/');
+        if let Some(target) = target
+            && let Err(failure) = target.take(cx)
+        {
+            return Flow::Fail(failure);
+        }
+        if let Some(changes) = &self.query {
+            change_query(changes, cx, request, wall);
+        }
+        if let Some(method) = &self.method
+            && request.method != Method::HEAD
+        {
+            cx.method = Some(method.clone());
+        }
+        Flow::Continue
+    }
+}
+
+impl Target {
+    /// Makes it the one of the request.
+    fn take(mut self, cx: &mut Cx) -> Result<(), Failure> {
+        cx.is_stripped_whole = self.path.is_empty();
+        if !self.path.starts_with('/') {
+            self.path.insert(0, '/');
         }
         // what a client can put into `to` (a parameter, a header) must not lead out of the root
-        if leaves_root(&target.path) {
-            return Flow::Fail(Failure::BadRequest);
+        if leaves_root(&self.path) {
+            return Err(Failure::BadRequest);
         }
-        let mut encoded: String = path::encode(&target.path).collect();
-        if let Some(query) = &target.query {
+        let mut encoded: String = path::encode(&self.path).collect();
+        if let Some(query) = &self.query {
             encoded.push('?');
             encoded.push_str(query);
         }
-        cx.path = target.path;
+        cx.path = self.path;
         cx.target = Some(encoded);
-        Flow::Continue
+        Ok(())
+    }
+}
+
+/// The path stays as it is, or as the client sent it.
+fn change_query(changes: &query::Changes, cx: &mut Cx, request: &RequestHeader, wall: SystemTime) {
+    let view = View {
+        cx,
+        request,
+        response: None,
+        wall,
+    };
+    let sent = std::str::from_utf8(vars::request_uri(request));
+    let target = match &cx.target {
+        Some(target) => target,
+        // With other bytes in it the engine has made text of it.
+        None => sent.unwrap_or(request.uri.path()),
+    };
+    // `OPTIONS *` has none
+    if !target.starts_with('/') {
+        return;
+    }
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let query = changes.apply(query, &view);
+    cx.target = Some(match query.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{query}"),
+    });
+}
+
+/// `None` for what is given and wrong.
+fn sound<T>(given: Option<Option<T>>) -> Option<Option<T>> {
+    match given {
+        None => Some(None),
+        Some(compiled) => compiled.map(Some),
+    }
+}
+
+fn compile_method(at: &At<'_>, written: &str, b: &mut Build<'_>) -> Option<Method> {
+    let method = Method::from_bytes(written.as_bytes()).ok();
+    let method = method.filter(|_| !written.bytes().any(|byte| byte.is_ascii_lowercase()));
+    match method {
+        None => {
+            b.error(at, format!("`{written}` is not a method"))
+                .hint("methods have capital letters");
+            None
+        }
+        // The answer to HEAD has no body, which who has asked for one would wait for.
+        Some(Method::HEAD | Method::CONNECT | Method::TRACE) => {
+            b.error(at, format!("a request cannot become `{written}`"));
+            None
+        }
+        method => method,
     }
 }
 
@@ -341,6 +441,45 @@ mod tests {
     }
 
     #[test]
+    fn parameters_are_set_added_and_removed() {
+        let config = |yaml: &str| serde_yaml::from_str::<Config>(yaml).unwrap();
+        let target = |config: &Config, target: &str| {
+            let path = target.split('?').next().unwrap();
+            run(config, &["id"], path, target, &["4 2"])
+                .1
+                .target
+                .unwrap()
+        };
+        let all = config(
+            r#"query: { set: { b: "$id", gone: "$arg_none" }, add: { c: [x, "ü&"] }, remove: ["utm_*", d] }"#,
+        );
+        for (sent, expected) in [
+            ("/%7ex", "/%7ex?b=4%202&c=x&c=%C3%BC%26"),
+            (
+                "/x?a=1&b=2&b=3&gone=1&e",
+                "/x?a=1&e&b=4%202&c=x&c=%C3%BC%26",
+            ),
+            (
+                "/x?utm_source=y&%75tm_x=z&d&dd",
+                "/x?dd&b=4%202&c=x&c=%C3%BC%26",
+            ),
+        ] {
+            assert_eq!(target(&all, sent), expected, "{sent}");
+        }
+        let remove = config("query: { remove: '*' }");
+        assert_eq!(target(&remove, "/x?a&b=c"), "/x");
+        let both = config("{ strip_prefix: /api, query: { set: { v: '2' } } }");
+        assert_eq!(target(&both, "/api/x?v=1&a"), "/x?a&v=2");
+    }
+
+    #[test]
+    fn the_method_is_another_one_but_for_head() {
+        let config: Config = serde_yaml::from_str("method: POST").unwrap();
+        let (_, cx) = run(&config, &[], "/", "/", &[]);
+        assert_eq!((cx.method, cx.target), (Some(Method::POST), None));
+    }
+
+    #[test]
     fn mistakes_are_reported_at_their_keys() {
         let prefix = |prefix: &str| Config {
             strip_prefix: Some(prefix.to_owned()),
@@ -367,6 +506,26 @@ mod tests {
                 regex("^/(?<id>.)", "/$id"),
                 &["id"],
                 "rewrite.regex: the route's `match` captures `id`",
+            ),
+            (
+                serde_yaml::from_str("method: post").unwrap(),
+                &[],
+                "rewrite.method: `post` is not a method",
+            ),
+            (
+                serde_yaml::from_str("method: HEAD").unwrap(),
+                &[],
+                "rewrite.method: a request cannot become `HEAD`",
+            ),
+            (
+                serde_yaml::from_str("query: {}").unwrap(),
+                &[],
+                "rewrite.query: changes nothing",
+            ),
+            (
+                serde_yaml::from_str("query: { set: { a: $status } }").unwrap(),
+                &[],
+                "rewrite.query.set.a: `$status` has no value here",
             ),
             (
                 regex("^/", "users"),

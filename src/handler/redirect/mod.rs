@@ -4,8 +4,16 @@
 //! redirect: { to: "https://$host/users/$id", status: 308 }
 //! ```
 //!
-//! nginx: `return 308 https://...`. The target is percent-encoded where it is not a URI, so that a decoded `$uri` can
+//! ```yaml
+//! redirect: { file: moved.txt, status: 301 }
+//! ```
+//!
+//! nginx: `return 308 https://...`; with a file, a `map` in front of it. The target is percent-encoded where it is not a URI, so that a decoded `$uri` can
 //! neither end the header nor break the link.
+
+mod table;
+
+use std::path::PathBuf;
 
 use http::{HeaderValue, StatusCode};
 use schemars::JsonSchema;
@@ -18,12 +26,19 @@ use crate::http::header::location;
 use crate::issue::At;
 use crate::value::FromShort;
 
+use table::Table;
+
 /// Where to send the client; `redirect: URL` is short for `redirect: { to: URL }`.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The new place, with variables: a URL, or a path on the same host.
-    pub to: String,
+    /// The new place, with variables: a URL, or a path on the same host. This or `file`.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// A text file with a redirect in each line: `/from /to`, and perhaps its own status. A `*` at the end of both stands for
+    /// the rest of the path. The route takes only requests for what is in it; all others go on to the next route.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
     /// 301 and 308 are permanent; 307 and 308 keep method and body, the others let the client turn POST into GET;
     /// 303 makes it GET. Default 302.
     #[serde(default = "found")]
@@ -38,7 +53,8 @@ fn found() -> u16 {
 impl FromShort for Config {
     fn from_short(to: &str) -> Result<Config, String> {
         Ok(Config {
-            to: to.to_owned(),
+            to: Some(to.to_owned()),
+            file: None,
             status: found(),
         })
     }
@@ -52,32 +68,33 @@ pub struct Redirect {
 
 #[derive(Debug)]
 enum To {
+    /// Each path elsewhere.
+    Table(Table),
     Fixed(HeaderValue),
     Text(Text),
 }
 
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Redirect> {
-        let status = StatusCode::from_u16(self.status)
-            .ok()
-            .filter(|status| matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308));
+        let status = redirecting(self.status);
         if status.is_none() {
             b.error(
                 &at.key("status"),
                 format!("`{}` does not redirect", self.status),
             )
-            .hint("301, 302, 303, 307 and 308 do");
+            .hint(STATUSES);
         }
-        let at = at.key("to");
-        let whole = self.to.starts_with(['/', '$', '?', '#']) || self.to.contains("://");
-        if !whole {
-            b.error(&at, format!("`{}` is neither a URL nor a path", self.to))
-                .hint("begin it with `https://` or `/`");
-        }
-        let to = if self.to.contains('$') {
-            Text::compile_for(Stage::Request, &at, &self.to, b).map(To::Text)
-        } else {
-            Some(To::Fixed(location(&self.to)))
+        let to = match (&self.to, &self.file) {
+            (Some(to), None) => To::compile(&at.key("to"), to, b),
+            (None, Some(file)) => {
+                let at = at.key("file");
+                let path = b.sources.input(&at, file);
+                Table::read(&path, status.unwrap_or_default(), &at, b).map(To::Table)
+            }
+            _ => {
+                b.error(at, "needs either `to` or `file`");
+                None
+            }
         };
         Some(Redirect {
             status: status?,
@@ -86,13 +103,55 @@ impl Config {
     }
 }
 
+impl To {
+    fn compile(at: &At<'_>, to: &str, b: &mut Build<'_>) -> Option<To> {
+        let whole = to.starts_with(['/', '$', '?', '#']) || to.contains("://");
+        if !whole {
+            b.error(at, format!("`{to}` is neither a URL nor a path"))
+                .hint("begin it with `https://` or `/`");
+        }
+        match to.contains('$') {
+            true => Text::compile_for(Stage::Request, at, to, b).map(To::Text),
+            false => Some(To::Fixed(location(to))),
+        }
+    }
+}
+
+const STATUSES: &str = "301, 302, 303, 307 and 308 do";
+
+fn redirecting(status: u16) -> Option<StatusCode> {
+    let redirects = matches!(status, 301 | 302 | 303 | 307 | 308);
+    StatusCode::from_u16(status).ok().filter(|_| redirects)
+}
+
 impl Redirect {
+    /// Whether there is a place for requests of this path.
+    pub fn takes(&self, path: &str) -> bool {
+        match &self.to {
+            To::Table(table) => table.find(path).is_some(),
+            To::Fixed(_) | To::Text(_) => true,
+        }
+    }
+
+    /// Whether that depends on the path.
+    pub fn is_choosy(&self) -> bool {
+        matches!(self.to, To::Table(_))
+    }
+
     pub fn reply(&self, view: &View<'_>) -> Result<Reply, Failure> {
-        let to = match &self.to {
-            To::Fixed(to) => to.clone(),
-            To::Text(text) => location(&text.render(view)),
+        let (status, to) = match &self.to {
+            To::Fixed(to) => (self.status, to.clone()),
+            To::Text(text) => (self.status, location(&text.render(view))),
+            To::Table(table) => {
+                // It was there when the route was chosen, but a `rewrite` may have changed the path since.
+                let found = table.find(&view.cx.path).ok_or(Failure::NoRoute)?;
+                (
+                    found.status(),
+                    location(&found.to(view.request.uri.query())),
+                )
+            }
         };
-        let mut reply = Reply::empty(self.status);
+        let mut reply = Reply::empty(status);
         reply
             .head
             .insert_header("Location", to)
@@ -102,7 +161,10 @@ impl Redirect {
 
     /// What `weir route` says about it.
     pub fn summary(&self) -> String {
-        format!("redirect ({})", self.status.as_u16())
+        match &self.to {
+            To::Table(table) => format!("redirect ({} paths in a file)", table.len()),
+            _ => format!("redirect ({})", self.status.as_u16()),
+        }
     }
 }
 
