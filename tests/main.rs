@@ -22,6 +22,7 @@ mod cors; // cors, referer, maintenance
 mod errors; // own pages
 mod faults; // backends that break off, lie and hang
 mod files; // files: and static:
+mod headers; // headers, cookies, location, security_headers
 mod health; // who may get one
 mod listeners; // addresses of all kinds
 mod listing; // what is in a folder

@@ -1,24 +1,27 @@
-//! `headers`: sets, adds and removes headers, of the request to the backend and of the answer to the client.
+//! `headers`: sets, adds, defaults and removes headers, of the request to the backend and of the answer to the client.
 //!
 //! ```yaml
 //! headers:
-//!   request:  { set: { X-Real-IP: "$remote_addr" }, remove: [X-Debug] }
+//!   request:  { set: { X-Real-IP: "$remote_addr" }, remove: ["X-Debug-*"] }
 //!   response:
 //!     set: { Strict-Transport-Security: max-age=31536000 }
+//!     default: { Cache-Control: no-cache }
 //!     add: { Link: ["</a.css>; rel=preload", "</b.js>; rel=preload"] }
 //! ```
 //!
 //! The last policy to run, so that it has the final word. `response` changes every answer that passes the route:
-//! from a backend, from files, and those that weir makes itself, errors included. nginx: `proxy_set_header`,
-//! `proxy_hide_header`, `add_header ... always`.
+//! from a backend, from files, and those that weir makes itself, errors included unless `always: false`. nginx:
+//! `proxy_set_header`, `proxy_hide_header`, `add_header ... always`.
 //!
 //! Levels merge by header: what the nearest level says about one header is all that holds for it, and headers that
-//! it does not mention keep what the farther level says.
+//! it does not mention keep what the farther level says. Removal by pattern comes before all that is said by name.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use http::{HeaderName, HeaderValue};
+use glob::Pattern;
+use http::header::HOST;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -41,7 +44,7 @@ pub struct Config {
     pub response: Changes,
 }
 
-/// `remove` first, then `set`, then `add`. Values are texts with variables; a value that turns out empty is not sent.
+/// `remove` first, then `set`, `add` and `default`. Values are texts with variables; one that turns out empty is not sent.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Changes {
@@ -49,14 +52,27 @@ pub struct Changes {
     pub set: BTreeMap<String, String>,
     /// Header lines that come in addition; one value or a list.
     pub add: BTreeMap<String, OneOrMany<String>>,
-    /// Headers that are taken out, by name.
+    /// Headers that are given this value if there is none of that name.
+    pub default: BTreeMap<String, String>,
+    /// Headers that are taken out, by name; `*` stands for any text.
     pub remove: Vec<String>,
+    /// Of `response` only: whether errors (a status of 400 and more) are changed as well. Default: true. nginx's
+    /// `add_header` without `always` is `false`.
+    pub always: Option<bool>,
 }
 
 #[derive(Debug)]
 pub struct Headers {
-    request: Vec<Change>,
-    response: Vec<Change>,
+    request: Plan,
+    response: Plan,
+}
+
+/// All that happens to one message.
+#[derive(Debug, Clone, Default)]
+struct Plan {
+    /// Headers that go, whatever they are called exactly; those of errors only if so marked.
+    patterns: Vec<(Pattern, bool)>,
+    changes: Vec<Change>,
 }
 
 /// All that happens to one header.
@@ -67,6 +83,10 @@ struct Change {
     replace: bool,
     /// The lines that come.
     values: Vec<Value>,
+    /// The line that comes where there would be none.
+    default: Option<Value>,
+    /// Whether it happens to errors.
+    always: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +98,12 @@ enum Value {
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Headers> {
         let request = self.request.compile(&at.key("request"), Stage::Request, b);
+        if self.request.always.is_some() {
+            let at = at.key("request");
+            b.error(&at.key("always"), "requests have no status")
+                .on_key()
+                .hint("it belongs to `response`");
+        }
         let response = self
             .response
             .compile(&at.key("response"), Stage::Response, b);
@@ -86,13 +112,15 @@ impl Config {
 }
 
 impl Changes {
-    fn compile(&self, at: &At<'_>, stage: Stage, b: &mut Build<'_>) -> Vec<Change> {
+    fn compile(&self, at: &At<'_>, stage: Stage, b: &mut Build<'_>) -> Plan {
         let mut changes = Vec::new();
+        let mut patterns = Vec::new();
+        let always = self.always.unwrap_or(true);
         let key = at.key("remove");
         for (i, name) in self.remove.iter().enumerate() {
             let at = key.index(i);
             if name.contains('*') {
-                b.error(&at, format!("`{name}` is not the name of one header"));
+                patterns.extend(pattern(&at, name, b).map(|pattern| (pattern, always)));
             } else if let Some(change) = change(&at, name, &mut changes, b) {
                 change.replace = true;
             }
@@ -121,7 +149,32 @@ impl Changes {
                     .extend(Value::compile(&at.index(i), value, stage, b));
             }
         }
-        changes
+        let key = at.key("default");
+        for (name, value) in &self.default {
+            let at = key.key(name);
+            let Some(change) = change(&at, name, &mut changes, b) else {
+                continue;
+            };
+            if change.replace && !change.values.is_empty() || change.default.is_some() {
+                b.error(&at, format!("`{name}` is set already")).on_key();
+            }
+            change.default = Value::compile(&at, value, stage, b);
+        }
+        for change in &mut changes {
+            change.always = always;
+        }
+        Plan { patterns, changes }
+    }
+}
+
+/// A pattern of names, which are compared in lower case.
+fn pattern(at: &At<'_>, written: &str, b: &mut Build<'_>) -> Option<Pattern> {
+    match Pattern::new(&written.to_ascii_lowercase()) {
+        Ok(pattern) => Some(pattern),
+        Err(error) => {
+            b.error(at, format!("`{written}` is not a pattern: {}", error.msg));
+            None
+        }
     }
 }
 
@@ -147,6 +200,8 @@ fn change<'a>(
             name,
             replace: false,
             values: Vec::new(),
+            default: None,
+            always: true,
         });
         changes.len() - 1
     });
@@ -214,30 +269,50 @@ impl Filter for Headers {
 }
 
 /// The farther changes of headers that the nearer ones do not mention, then the nearer ones.
-fn merge(nearer: Vec<Change>, farther: &[Change]) -> Vec<Change> {
-    let mentioned = |change: &Change| nearer.iter().any(|n| n.name.name() == change.name.name());
-    let mut merged: Vec<Change> = farther.iter().filter(|c| !mentioned(c)).cloned().collect();
-    merged.extend(nearer);
-    merged
+fn merge(nearer: Plan, farther: &Plan) -> Plan {
+    let mentioned = |change: &Change| {
+        let name = change.name.name();
+        let removes = |(pattern, _): &(Pattern, bool)| pattern.matches(name.as_str());
+        nearer.changes.iter().any(|n| n.name.name() == name) || nearer.patterns.iter().any(removes)
+    };
+    let kept = farther.changes.iter().filter(|change| !mentioned(change));
+    let mut changes: Vec<Change> = kept.cloned().collect();
+    changes.extend(nearer.changes);
+    let mut patterns = farther.patterns.clone();
+    patterns.extend(nearer.patterns);
+    Plan { patterns, changes }
 }
 
 fn apply<M: Message>(
-    changes: &[Change],
+    plan: &Plan,
     cx: &Cx,
     request: &RequestHeader,
     message: &mut M,
     wall: SystemTime,
 ) {
-    for change in changes {
-        let mut replace = change.replace;
-        for value in &change.values {
-            let view = View {
+    let is_error = message
+        .as_response()
+        .is_some_and(|response| response.status.as_u16() >= 400);
+    for (pattern, always) in &plan.patterns {
+        if *always || !is_error {
+            message.remove_matching(pattern);
+        }
+    }
+    for change in &plan.changes {
+        if is_error && !change.always {
+            continue;
+        }
+        let render = |value: &Value, message: &M| {
+            value.render(&View {
                 cx,
                 request,
                 response: message.as_response(),
                 wall,
-            };
-            let Some(value) = value.render(&view) else {
+            })
+        };
+        let mut replace = change.replace;
+        for value in &change.values {
+            let Some(value) = render(value, message) else {
                 continue;
             };
             if replace {
@@ -250,6 +325,12 @@ fn apply<M: Message>(
         if replace {
             message.remove(change.name.name());
         }
+        if let Some(default) = &change.default
+            && !message.headers().contains_key(change.name.name())
+            && let Some(value) = render(default, message)
+        {
+            message.insert(&change.name, value);
+        }
     }
 }
 
@@ -259,14 +340,32 @@ fn apply<M: Message>(
 /// of more use than none.
 trait Message {
     fn as_response(&self) -> Option<&ResponseHeader>;
+    fn headers(&self) -> &HeaderMap;
     fn insert(&mut self, name: &Name, value: HeaderValue);
     fn append(&mut self, name: &Name, value: HeaderValue);
     fn remove(&mut self, name: &HeaderName);
+
+    /// Takes out whatever fits, but for what a message does not come without.
+    fn remove_matching(&mut self, pattern: &Pattern) {
+        let names = self.headers().keys();
+        let fitting = names.filter(|name| pattern.matches(name.as_str()));
+        let gone: Vec<HeaderName> = fitting
+            .filter(|name| **name != HOST && !header::is_framing(name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.remove(&name);
+        }
+    }
 }
 
 impl Message for RequestHeader {
     fn as_response(&self) -> Option<&ResponseHeader> {
         None
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     fn insert(&mut self, name: &Name, value: HeaderValue) {
@@ -285,6 +384,10 @@ impl Message for RequestHeader {
 impl Message for ResponseHeader {
     fn as_response(&self) -> Option<&ResponseHeader> {
         Some(self)
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     fn insert(&mut self, name: &Name, value: HeaderValue) {
@@ -367,6 +470,65 @@ mod tests {
     }
 
     #[test]
+    fn a_default_is_for_what_is_missing() {
+        let headers = compile(
+            "response: { default: { A: d, B: d, C: $arg_none }, add: { D: a }, remove: [B] }",
+        );
+        let response = respond(&headers, &[("A", "own"), ("B", "own")]);
+        assert_eq!(lines(&response), ["a: own", "b: d", "d: a"]);
+    }
+
+    #[test]
+    fn patterns_remove_all_but_what_a_message_needs() {
+        let headers = compile("response: { set: { X-Debug-C: c }, remove: [x-debug-*, '*-by'] }");
+        let response = respond(
+            &headers,
+            &[
+                ("X-Debug-A", "1"),
+                ("X-Debug-C", "2"),
+                ("X-Powered-By", "3"),
+                ("X-Debug", "4"),
+            ],
+        );
+        assert_eq!(lines(&response), ["x-debug: 4", "x-debug-c: c"]);
+        let all = compile("{ request: { remove: ['*'] }, response: { remove: ['*'] } }");
+        let response = respond(&all, &[("Content-Length", "0"), ("A", "1")]);
+        assert_eq!(lines(&response), ["content-length: 0"]);
+        let mut upstream = RequestHeader::build("GET", b"/", None).unwrap();
+        upstream.insert_header("Host", "x").unwrap();
+        upstream.insert_header("Cookie", "x").unwrap();
+        let request = upstream.clone();
+        all.upstream(&cx(), &request, &mut upstream, SystemTime::UNIX_EPOCH);
+        assert_eq!(upstream.headers.len(), 1);
+    }
+
+    #[test]
+    fn errors_may_be_left_alone() {
+        let site = compile("response: { set: { A: site, B: site }, remove: [X-*], always: false }");
+        let both = compile("response: { set: { B: route } }").inherit(&site);
+        for (status, expected) in [
+            (200, &["a: site", "b: route"][..]),
+            (302, &["a: site", "b: route"]),
+            (404, &["b: route", "x-a: 1"]),
+            (502, &["b: route", "x-a: 1"]),
+        ] {
+            let request = RequestHeader::build("GET", b"/", None).unwrap();
+            let mut response = ResponseHeader::build(status, None).unwrap();
+            response.insert_header("X-A", "1").unwrap();
+            both.response(&cx(), &request, &mut response, SystemTime::UNIX_EPOCH);
+            assert_eq!(lines(&response), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_nearer_pattern_takes_back_what_a_farther_level_sets() {
+        let site = compile("response: { set: { X-A: site, Y: site }, remove: [Z-*] }");
+        let route = compile("response: { set: { Z-A: route }, remove: [X-*] }");
+        let response = respond(&route.inherit(&site), &[("X-B", "1"), ("Z-B", "1")]);
+        assert_eq!(lines(&response), ["y: site", "z-a: route"]);
+    }
+
+    #[test]
     fn mistakes_are_reported_at_their_keys() {
         for (yaml, expected) in [
             (
@@ -378,8 +540,16 @@ mod tests {
                 "headers.request.remove[1]: `X y` is not a header name",
             ),
             (
-                "request: { remove: [X-*] }",
-                "headers.request.remove[0]: `X-*` is not the name of one header",
+                "request: { remove: [X-***] }",
+                "headers.request.remove[0]: `X-***` is not a pattern",
+            ),
+            (
+                "response: { set: { A: a }, default: { a: b } }",
+                "headers.response.default.a: `a` is set already",
+            ),
+            (
+                "request: { always: true }",
+                "headers.request.always: requests have no status",
             ),
             (
                 "response: { set: { A: a, a: b } }",

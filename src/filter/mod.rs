@@ -13,13 +13,16 @@
 pub mod access;
 pub mod access_log;
 pub mod compress;
+pub mod cookies;
 pub mod cors;
 pub mod errors;
 pub mod headers;
+pub mod location;
 pub mod maintenance;
 pub mod referer;
 pub mod request_id;
 pub mod rewrite;
+pub mod security_headers;
 pub mod sub_filter;
 
 use std::sync::Arc;
@@ -40,13 +43,16 @@ use crate::value::keys::{self, Keyed};
 use access::Access;
 use access_log::AccessLog;
 use compress::Compress;
+use cookies::Cookies;
 use cors::Cors;
 use errors::Errors;
 use headers::Headers;
+use location::Location;
 use maintenance::Maintenance;
 use referer::Referer;
 use request_id::RequestId;
 use rewrite::Rewrite;
+use security_headers::SecurityHeaders;
 use sub_filter::SubFilter;
 
 /// One compiled policy. It implements the phases that it takes part in.
@@ -276,7 +282,7 @@ registry! {
     cors => Cors,
     /// Serves only what is asked for from a page of certain hosts.
     referer => Referer,
-    /// Changes the path that the action sees.
+    /// Changes path, query and method of what the action sees.
     rewrite => Rewrite,
     /// Own pages for errors.
     // it takes part in no phase: where an error has no body of its own, it is asked for one
@@ -286,7 +292,13 @@ registry! {
     /// Compresses answers for clients that take them so.
     // behind all that reads or changes bodies
     compress => Compress,
-    /// Sets, adds and removes headers of the request to the backend and of the answer to the client.
+    /// Changes the flags, domains and paths of cookies that backends set.
+    cookies => Cookies,
+    /// Rewrites where backends send clients: `Location` and `Refresh`.
+    location => Location,
+    /// Tells browsers to be careful: `basic`, `strict` or a map.
+    security_headers => SecurityHeaders,
+    /// Sets, adds, defaults and removes headers of the request to the backend and of the answer to the client.
     // last: it has the final word on what leaves
     headers => Headers,
     /// Other access logs than the document's.

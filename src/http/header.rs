@@ -53,6 +53,11 @@ impl Name {
     }
 }
 
+/// Whether the header belongs to one connection or frames one message.
+pub fn is_framing(name: &HeaderName) -> bool {
+    FRAMING.contains(&name.as_str())
+}
+
 /// What must not stand in a URI as it is (RFC 3986, sections 2.2 and 2.3): neither reserved nor unreserved. `%`
 /// stays, for text that holds it is taken as encoded already. The backslash is in, for browsers read it as a slash.
 const NOT_IN_URI: &AsciiSet = &CONTROLS

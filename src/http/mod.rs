@@ -18,5 +18,6 @@ pub mod path;
 pub mod proxy_protocol;
 pub mod query;
 pub mod range;
+pub mod set_cookie;
 pub mod version;
 pub mod websocket;
