@@ -164,15 +164,28 @@ fn backend_learns_who_the_client_is_and_nobody_else_tells() {
 
     // Without a certificate, a client cannot say what only weir may say.
     let shaken = TlsClient::new().connect(weir.address("https"), "localhost");
-    let request = get("/")
-        .header("X-Subject", "CN=admin")
-        .header("X-Cert", "admin");
-    let fetched = shaken.expect("a handshake").connection.fetch(&request);
-    fetched.expect("an answer");
+    let mut connection = shaken.expect("a handshake").connection;
+    for (name, value) in [
+        ("X-Subject", "CN=admin"),
+        ("x-subject", "CN=admin"),
+        ("X-Cert", "admin"),
+        ("X-Verify", "SUCCESS"),
+        // So that what weir says is taken off.
+        ("Connection", "X-Verify, X-Subject"),
+    ] {
+        let request = get("/").header("X-Subject", "CN=root").header(name, value);
+        connection.fetch(&request).expect("an answer");
+        let seen = origin.requests().pop().expect("a request");
+        assert_eq!(seen.header("x-verify"), Some("NONE"), "{name}: {seen:?}");
+        assert_eq!(seen.header("x-subject"), None, "{name}: {seen:?}");
+        assert_eq!(seen.header("x-cert"), None, "{name}: {seen:?}");
+    }
+    let mut http2 = weir.connect_http2("localhost");
+    let request = get("/").header("X-Subject", "CN=root");
+    http2.fetch(&request).expect("an answer");
     let seen = origin.requests().pop().expect("a request");
-    assert_eq!(seen.header("x-verify"), Some("NONE"));
-    assert_eq!(seen.header("x-subject"), None);
-    assert_eq!(seen.header("x-cert"), None);
+    assert_eq!(seen.header("x-verify"), Some("NONE"), "{seen:?}");
+    assert_eq!(seen.header("x-subject"), None, "{seen:?}");
 }
 
 #[test]

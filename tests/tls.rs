@@ -339,6 +339,20 @@ fn server_chooses_the_cipher_but_for_what_is_equally_good() {
 }
 
 #[test]
+fn nothing_is_signed_with_sha1() {
+    let weir = with_pairs().start(&document(""));
+    let signed = |offered: &str| {
+        let client = TlsClient::with(|builder| {
+            only(builder, SslVersion::TLS1_2);
+            builder.set_sigalgs_list(offered).unwrap();
+        });
+        client.connect(weir.address("https"), "").is_ok()
+    };
+    assert!(signed("ECDSA+SHA1:ECDSA+SHA256"));
+    assert!(!signed("ECDSA+SHA1"));
+}
+
+#[test]
 fn unknown_groups_and_ciphers_are_mistakes_of_the_file() {
     let setup = with_pairs();
     for (keys, word) in [

@@ -21,6 +21,12 @@ use super::tickets::{self, TicketKeys};
 use super::{CertifiedKey, KeyLog, Version};
 use crate::http::version::Protocols;
 
+/// All that the library knows, but for those with SHA-1: clients which know nothing else are as old as those without TLS 1.2.
+const SIGNATURES: &str = "ed25519:\
+    ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:\
+    ECDSA+SHA384:RSA-PSS+SHA384:RSA+SHA384:\
+    ECDSA+SHA512:RSA-PSS+SHA512:RSA+SHA512";
+
 /// What a handshake asks about server names: lower case, empty when the client named none.
 pub trait Resolve: Send + Sync + 'static {
     /// The certificates for a name. Of those that cover it, or else of all, the client is shown one that it can check.
@@ -69,6 +75,7 @@ impl Acceptor {
         }))?;
         builder.set_strict_cipher_list(&settings.ciphers)?;
         builder.set_curves_list(&settings.groups)?;
+        builder.set_sigalgs_list(SIGNATURES)?;
         builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE);
         let offer: &'static [u8] = match (settings.protocols.h1, settings.protocols.h2) {
             (true, true) => b"\x02h2\x08http/1.1",

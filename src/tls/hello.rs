@@ -56,8 +56,8 @@ impl Algorithm {
     pub(super) fn suits(self, hello: &mut ClientHello<'_>) -> bool {
         let signs = match hello.get_extension(ExtensionType::SIGNATURE_ALGORITHMS) {
             Some(list) => numbers(list.get(2..)).any(|scheme| self.schemes().contains(&scheme)),
-            // Clients so old know RSA.
-            None => self == Algorithm::Rsa,
+            // Clients so old know SHA-1 alone.
+            None => false,
         };
         signs && (offers_tls13(hello) || self.has_suite(hello))
     }
