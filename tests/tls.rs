@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use boring::pkey::{Id, PKey};
 use boring::ssl::{HandshakeError, SslConnector, SslMethod, SslVersion};
@@ -634,6 +634,31 @@ fn handshakes_of_one_client_wait_for_each_other_and_others_do_not() {
     third.read_exact(&mut byte).expect("an answer in turn");
     const HANDSHAKE: u8 = 22;
     assert_eq!(byte[0], HANDSHAKE);
+}
+
+#[test]
+fn handshake_ends_in_time_also_while_it_waits_for_its_turn() {
+    let document = DOCUMENT.replace(
+        "        tls: { certificates",
+        "        limits: { handshakes: 1 }
+        tls: { handshake_timeout: 500ms, certificates",
+    );
+    let weir = with_pairs().start(&document);
+    let greeting = client_hello();
+    let begun = Instant::now();
+    let streams = [&greeting[..greeting.len() / 2], &greeting].map(|bytes| {
+        let mut stream = TcpStream::connect(weir.address("https")).expect("connect");
+        stream.write_all(bytes).expect("send");
+        stream
+    });
+    for mut stream in streams {
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        match stream.read_to_end(&mut Vec::new()) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => panic!("it goes on"),
+            _ => assert!(begun.elapsed() >= Duration::from_millis(500)),
+        }
+    }
+    assert_shown(&weir, "www.shop.example", "www.shop.example", "exact");
 }
 
 /// What a client says first.
