@@ -6,13 +6,14 @@ CARGO ?= cargo
 # where rustup puts cargo, for the shell that has not been reopened since
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint bench soak setup
+.PHONY: help run test lint fuzz bench soak setup
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run     build the release binary and run it on conf/weir.yaml (http://127.0.0.1:8080/)'
 	@echo 'make test    run all tests'
-	@echo 'make lint    check formatting, and clippy without warnings'
+	@echo 'make lint    check formatting, clippy without warnings, and the parsers on some random input'
+	@echo 'make fuzz    the parsers on random input, two minutes each (FUZZ="--seconds 600 request_path")'
 	@echo 'make bench   compare weir with nginx and haproxy on this machine (under ten minutes)'
 	@echo 'make soak    reload and replace a busy weir for five minutes, and count what fails (SOAK=seconds)'
 	@echo 'make setup   only install what a build needs'
@@ -27,6 +28,12 @@ lint: setup
 	@.ci/setup lint
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) run --locked --quiet --example fuzz
+
+# weir is built such that it tells what an input has reached: see tests/fuzz/main.rs
+fuzz: FUZZ ?= --seconds 120
+fuzz: setup
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/instrument $(CARGO) run --locked --example fuzz -- $(FUZZ)
 
 # BENCH takes the harness' own options: make bench BENCH="--case small --rounds 1"
 bench: setup

@@ -5,7 +5,7 @@
 //! file, line and column, and `report` into what is printed. This happens before any request, and again at each reload.
 
 mod left_out;
-mod places;
+pub mod places;
 mod report;
 mod sources;
 

@@ -59,7 +59,7 @@ impl Files {
                 },
             })?;
         if let Some(file) = &self.ocsp {
-            loaded.staple(file).map_err(fault("ocsp"))?;
+            loaded.staple_file(file).map_err(fault("ocsp"))?;
         }
         Ok(loaded)
     }

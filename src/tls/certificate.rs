@@ -78,8 +78,14 @@ impl CertifiedKey {
     ///
     /// # Errors
     /// When the file is unreadable, or does not hold the answer that this certificate is good.
-    pub fn staple(&mut self, file: &Path) -> Result<(), String> {
-        self.staple = Some(Staple::parse(read(file)?, &self.leaf)?);
+    pub fn staple_file(&mut self, file: &Path) -> Result<(), String> {
+        Ok(self.staple(read(file)?)?)
+    }
+
+    /// # Errors
+    /// When `response` is not the answer that this certificate is good.
+    pub fn staple(&mut self, response: Vec<u8>) -> Result<(), &'static str> {
+        self.staple = Some(Staple::parse(response, &self.leaf)?);
         Ok(())
     }
 
