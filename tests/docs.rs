@@ -27,6 +27,43 @@ fn yaml_in_the_documentation_is_accepted() {
     assert!(refused.is_empty(), "{}", refused.join("\n"));
 }
 
+#[test]
+fn links_in_the_documentation_lead_somewhere() {
+    let link = Regex::new(r"\]\(([^):]+)\)").expect("a valid pattern");
+    let mut astray = Vec::new();
+    for file in documents() {
+        let text = fs::read_to_string(&file).expect("read a document");
+        for found in link.captures_iter(&text) {
+            let (path, anchor) = found[1].split_once('#').unwrap_or((&found[1], ""));
+            let target = match path {
+                "" => file.clone(),
+                _ => file.parent().expect("a folder").join(path),
+            };
+            let is_there = match anchor {
+                "" => target.exists(),
+                _ => fs::read_to_string(&target)
+                    .is_ok_and(|text| text.lines().any(|line| anchor_of(line) == anchor)),
+            };
+            if !is_there {
+                astray.push(format!("{}: {}", file.display(), &found[1]));
+            }
+        }
+    }
+    assert!(astray.is_empty(), "{}", astray.join("\n"));
+}
+
+/// What a heading is linked by, as GitHub does it.
+fn anchor_of(line: &str) -> String {
+    let Some(heading) = line.strip_prefix('#') else {
+        return String::new();
+    };
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
 /// A folder in which `block` can be checked: its `weir.yaml`, and what such blocks refer to.
 fn surroundings(block: &str) -> Setup {
     let setup = Setup::new()
