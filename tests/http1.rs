@@ -1,12 +1,12 @@
 //! HTTP/1 as it comes over the wire.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use crate::harness::Weir;
-use crate::harness::client::get;
-use crate::harness::origin::Origin;
+use crate::harness::client::{Connection, Http2, get};
+use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually};
 
 fn start() -> Weir {
@@ -399,6 +399,75 @@ fn idle_connection_is_closed_in_time_after_each_request() {
     connection
         .read_close()
         .expect("it is closed without a word");
+}
+
+#[test]
+fn client_that_ends_its_side_gets_its_answer() {
+    let app = Origin::start(Behaviour::Late("late".to_owned(), Duration::from_secs(1)));
+    let weir = Weir::with("app", &app).start_site(
+        "
+        routes:
+          - { match: { path: /local }, respond: { body: local } }
+          - proxy: app
+        ",
+    );
+    for (request, answer) in [
+        ("GET /local HTTP/1.1\r\nHost: a\r\n\r\n", "local"),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "late"),
+        ("GET / HTTP/1.0\r\n\r\n", "late"),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody",
+            "late",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /local HTTP/1.1\r\nHost: a\r\n\r\n",
+            "local",
+        ),
+    ] {
+        let mut client = TcpStream::connect(weir.address("http")).expect("connect");
+        client.write_all(request.as_bytes()).expect("send");
+        client.shutdown(Shutdown::Write).expect("shut down");
+        client.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("an answer");
+        assert!(text.starts_with("HTTP/1.1 200 "), "{request:?}: {text}");
+        assert!(text.ends_with(answer), "{request:?}: {text}");
+    }
+}
+
+#[test]
+fn fields_with_underscores_are_as_if_they_had_not_been_sent() {
+    let app = Origin::echo();
+    let document = "
+        pools: { app: { backends: ['{app}'] } }
+        listeners:
+          http: { bind: '127.0.0.1:{http}' }
+          any: { bind: '127.0.0.1:{any}', http: { underscores: true } }
+        sites:
+          main:
+            hosts: ['*']
+            routes:
+              - { match: { headers: { x_secret: a } }, respond: seen }
+              - proxy: app
+        ";
+    let weir = Weir::with("app", &app).start(document);
+    let request = get("/")
+        .header("X_Forwarded_For", "10.0.0.1")
+        .header("X-Kept", "1");
+    let secret = get("/").header("X_Secret", "a");
+    let hides = |text: &str| {
+        let text = text.to_ascii_lowercase();
+        text.contains("x-kept") && !text.contains("x_")
+    };
+    assert!(hides(weir.fetch(&request).text()));
+    assert_ne!(weir.fetch(&secret).text(), "seen");
+    let mut http2 = Http2::tcp(weir.address("http")).expect("connect");
+    let answer = http2.fetch(&request).expect("an answer");
+    assert!(hides(answer.text()), "{}", answer.text());
+    let mut any = Connection::tcp(weir.address("any")).expect("connect");
+    let answer = any.fetch(&request).expect("an answer");
+    assert!(answer.text().contains("X_Forwarded_For: 10.0.0.1"));
+    assert_eq!(any.fetch(&secret).expect("an answer").text(), "seen");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod quick_start; // weir proxy, weir files
 mod access; // who may come, by address
 mod actions; // redirect, respond, status
 mod balance; // who gets a request
+mod body_limit; // bodies that are too large
 mod changing_files; // truncated, replaced, renamed and closed while they are served
 mod compress; // answers in a content coding
 mod cors; // cors, referer, maintenance
@@ -47,6 +48,7 @@ mod http1;
 mod http2;
 mod http2_limits; // floods, silence and large headers on HTTP/2
 mod proxy_protocol; // from proxies in front
+mod slow_bodies; // clients that take their time with a body
 mod smuggling; // requests that could be read in two ways
 mod tls; // certificates, key exchange, sessions, server names
 mod upstream; // what is spoken with backends: TLS, HTTP/2, the PROXY protocol

@@ -45,6 +45,8 @@ pub struct Cx {
     pub request_id: OnceLock<String>,
     /// Name of the site that was chosen.
     pub site: Option<Arc<str>>,
+    /// Bytes of the request's body that the present try has seen.
+    pub body_received: u64,
     /// Every try to reach a backend, in order.
     pub tries: Vec<Try>,
     /// Fields of the last backend's header as it came, as far as variables ask for them.
@@ -99,6 +101,7 @@ impl Cx {
             named: Memo::default(),
             request_id: OnceLock::new(),
             site: None,
+            body_received: 0,
             tries: Vec::new(),
             upstream: None,
             status: 0,

@@ -9,6 +9,8 @@ pub enum Failure {
     UriTooLong,
     /// The header is longer than the listener takes.
     HeaderTooLarge,
+    /// The body is larger than `body_limit`.
+    BodyTooLarge,
     /// The request asks for a transfer coding, or has a method, that weir does not know.
     NotImplemented,
     /// The request is of a version of HTTP that weir does not speak.
@@ -63,6 +65,7 @@ impl Failure {
             Failure::BadRequest => 400,
             Failure::UriTooLong => 414,
             Failure::HeaderTooLarge => 431,
+            Failure::BodyTooLarge => 413,
             Failure::NotImplemented => 501,
             Failure::VersionNotSupported => 505,
             Failure::MethodNotAllowed => 405,
@@ -91,6 +94,7 @@ impl Failure {
             Failure::BadRequest => "bad_request",
             Failure::UriTooLong => "uri_too_long",
             Failure::HeaderTooLarge => "header_too_large",
+            Failure::BodyTooLarge => "body_too_large",
             Failure::NotImplemented => "not_implemented",
             Failure::VersionNotSupported => "version_not_supported",
             Failure::MethodNotAllowed => "method_not_allowed",

@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod access_log;
+pub mod body_limit;
 pub mod compress;
 pub mod cookies;
 pub mod cors;
@@ -28,6 +29,7 @@ pub mod sub_filter;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::de::MapAccess;
@@ -42,6 +44,7 @@ use crate::value::keys::{self, Keyed};
 
 use access::Access;
 use access_log::AccessLog;
+use body_limit::BodyLimit;
 use compress::Compress;
 use cookies::Cookies;
 use cors::Cors;
@@ -71,6 +74,12 @@ pub trait Filter: Sized + Send + Sync {
         _wall: SystemTime,
     ) -> impl Future<Output = Flow> + Send {
         std::future::ready(Flow::Continue)
+    }
+
+    /// A piece of the request's body on its way to a backend, the last one with `end`. May end the request; the backend
+    /// sees that its body broke off. Starts anew with each try.
+    fn request_body(&self, _cx: &Cx, _body: &mut Option<Bytes>, _end: bool) -> Result<(), Failure> {
+        Ok(())
     }
 
     /// Before the request goes to a backend; `upstream` is what will be sent. Runs once per try.
@@ -217,6 +226,20 @@ macro_rules! registry {
                 Flow::Continue
             }
 
+            /// # Errors
+            /// When a policy ends the request.
+            pub fn request_body(
+                &self,
+                cx: &Cx,
+                body: &mut Option<Bytes>,
+                end: bool,
+            ) -> Result<(), Failure> {
+                $(if let Some(filter) = &self.$key {
+                    filter.request_body(cx, body, end)?;
+                })+
+                Ok(())
+            }
+
             pub fn upstream(
                 &self,
                 cx: &Cx,
@@ -283,6 +306,10 @@ registry! {
     /// Serves only what is asked for from a page of certain hosts.
     referer => Referer,
     /// Changes path, query and method of what the action sees.
+    /// Refuses requests with a body that is too large.
+    // before all that reads a body
+    body_limit => BodyLimit,
+    /// Changes the path that the action sees.
     rewrite => Rewrite,
     /// Own pages for errors.
     // it takes part in no phase: where an error has no body of its own, it is asked for one

@@ -25,7 +25,8 @@ use crate::build::Build;
 use crate::exchange::cx::Try;
 use crate::exchange::vars::{Stage, Text, View};
 use crate::exchange::{Cx, Failure};
-use crate::http::{forwarded, head, hop};
+use crate::http::owed::Terms;
+use crate::http::{expect, forwarded, head, hop};
 use crate::issue::At;
 use crate::pool::balance::{Balance, key_of};
 use crate::pool::{Blame, Choice, Ends, Fault, InFlight, Line, Needs, Pick, Pool, Tried};
@@ -401,6 +402,20 @@ impl Attempts {
         e
     }
 
+    /// The request has a body, which the client sends as `terms` say, if they say anything.
+    pub fn expect_body(&self, terms: Option<Terms>) {
+        if let Some(line) = &self.line {
+            line.expect_body(terms);
+        }
+    }
+
+    /// So many bytes of it have come; with `end` there are no more.
+    pub fn received(&self, bytes: usize, end: bool) {
+        if let Some(line) = &self.line {
+            line.received(bytes, end);
+        }
+    }
+
     /// Whether the request has taken too long in all.
     pub fn is_over(&self) -> bool {
         self.line.as_ref().is_some_and(|line| line.is_over())
@@ -408,12 +423,7 @@ impl Attempts {
 
     /// Whether the client waits to be told to go on; true only once.
     pub fn is_to_continue(&mut self, request: &RequestHeader) -> bool {
-        let expects = request.version == Version::HTTP_11
-            && request
-                .headers
-                .get(header::EXPECT)
-                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        expects && !std::mem::replace(&mut self.continued, true)
+        expect::waits_to_continue(request) && !std::mem::replace(&mut self.continued, true)
     }
 
     /// A connection that stood failed, before or in the middle of the answer.
@@ -431,6 +441,13 @@ impl Attempts {
             return e;
         }
         if *e.esource() == ErrorSource::Downstream {
+            e.set_retry(false);
+            return e;
+        }
+        if self.line.as_ref().is_some_and(|line| line.is_overdue()) {
+            // The wait for the backend was one for the client, who is to hear of it.
+            cx.failure = Some(Failure::ClientTimeout);
+            e = Error::because(ErrorType::ReadTimedout, "waiting for the body", e).into_down();
             e.set_retry(false);
             return e;
         }
@@ -645,6 +662,7 @@ pub fn failure_of(e: &Error) -> Failure {
         (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Failure::ClientTimeout,
         (ErrorSource::Downstream, InvalidHTTPHeader) => Failure::BadRequest,
         (ErrorSource::Downstream, _) if is_bad_body(e) => Failure::BadRequest,
+        (ErrorSource::Downstream, _) if is_overdue(e) => Failure::ClientTimeout,
         // Pingora does not say whom it could not write to where that is a client on HTTP/2.
         (ErrorSource::Downstream, _) | (ErrorSource::Unset, WriteError) => Failure::ClientClosed,
         (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout) => {
@@ -663,6 +681,12 @@ fn is_bad_body(e: &Error) -> bool {
     let cause = e.root_cause().downcast_ref::<io::Error>();
     let fault = cause.and_then(io::Error::get_ref);
     fault.is_some_and(|fault| fault.is::<head::Fault>())
+}
+
+/// Whether the client's body came too slowly, as the gate has found as well.
+fn is_overdue(e: &Error) -> bool {
+    let cause = e.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 fn is_connecting(kind: &ErrorType) -> bool {

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::http::head;
+use crate::http::owed::Terms;
 use crate::issue::{At, Issues};
 use crate::tls;
 use crate::value::{Size, Span};
@@ -32,6 +33,15 @@ pub struct Http {
     pub max_headers: u16,
     /// Length of the request line; a longer one is answered with 414. Default 16KiB. nginx: `large_client_header_buffers`.
     pub max_line: Size,
+    /// How long a client may keep weir waiting for more of a body; then 408. Default 60s. nginx: `client_body_timeout`.
+    pub body_timeout: Span,
+    /// Bytes of a body per second that a client must send on average, apart from one wait of `body_timeout`; else 408. 0: any
+    /// number. Default 500. Apache: `RequestReadTimeout`, `MinRate`.
+    pub min_body_rate: u32,
+    /// Whether fields are passed on that have an underscore in their name. Default false: many programs behind take them
+    /// for the same with a hyphen, and would believe a client's `X_Forwarded_For`. They are removed, as if they had not been
+    /// sent. nginx: `underscores_in_headers`.
+    pub underscores: bool,
     /// Requests of one HTTP/2 connection that are open at a time. Default 128. nginx: `http2_max_concurrent_streams`.
     pub max_streams: u32,
 }
@@ -46,6 +56,9 @@ impl Default for Http {
             max_header: Size::new(64 << 10),
             max_headers: 100,
             max_line: Size::new(16 << 10),
+            body_timeout: seconds(60),
+            min_body_rate: 500,
+            underscores: false,
             max_streams: 128,
         }
     }
@@ -78,6 +91,9 @@ pub struct Bounds {
     pub handshakes: usize,
     /// Requests of one HTTP/1 connection.
     pub requests: u32,
+    pub body: Terms,
+    /// Whether fields may have underscores in their names.
+    pub underscores: bool,
     /// Requests at a time of one HTTP/2 connection.
     pub streams: u32,
 }
@@ -103,6 +119,7 @@ impl Bounds {
             ("tls", "handshake_timeout", handshake),
             ("http", "header_timeout", http.header_timeout),
             ("http", "keepalive", http.keepalive),
+            ("http", "body_timeout", http.body_timeout),
         ] {
             if span.get().is_zero() {
                 let at = at.key(part);
@@ -155,6 +172,11 @@ impl Bounds {
             },
             handshakes: usize::try_from(limits.handshakes).unwrap_or(usize::MAX),
             requests: http.keepalive_requests,
+            body: Terms {
+                silence: http.body_timeout.get(),
+                rate: http.min_body_rate,
+            },
+            underscores: http.underscores,
             streams: http.max_streams,
         }
     }

@@ -107,6 +107,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             by_proxy,
             since: Some(since.into_std()),
             listener: listener.name.clone(),
+            underscores: bounds.underscores,
             ..Connection::default()
         };
         connection.forwarded_for =
@@ -135,6 +136,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 connection.tls = Some(tls_facts(stream.get_ref(), acceptor));
                 let http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
                 connection.limits = http2.then_some(bounds.head);
+                connection.terms = http2.then_some(bounds.body);
                 let connection = Arc::new(connection);
                 stream.get_ref().get_ref().identify(connection.clone());
                 if http2 {
@@ -146,7 +148,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 } else if listener.protocols.h1 {
                     match next_bytes(&mut *stream, bounds.header, &mut patience, &mut drain).await {
                         Some(bytes) => {
-                            let gate = Gate::new(*stream, connection, self.tunnels.clone());
+                            let tunnels = self.tunnels.clone();
+                            let gate = Gate::new(*stream, connection, bounds.body, tunnels);
                             self.http1(gate, bytes, bounds, &mut patience, &mut drain)
                                 .await;
                         }
@@ -161,13 +164,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 };
                 let http2 = client.selected_alpn_proto() == Some(ALPN::H2);
                 connection.limits = http2.then_some(bounds.head);
+                connection.terms = http2.then_some(bounds.body);
                 let connection = Arc::new(connection);
                 client.identify(connection.clone());
                 if http2 {
                     self.http2(*client, bytes, connection, bounds, patience, drain)
                         .await;
                 } else if listener.protocols.h1 {
-                    let gate = Gate::new(*client, connection, self.tunnels.clone());
+                    let tunnels = self.tunnels.clone();
+                    let gate = Gate::new(*client, connection, bounds.body, tunnels);
                     self.http1(gate, bytes, bounds, &mut patience, &mut drain)
                         .await;
                 }
@@ -224,9 +229,16 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
             session.set_keepalive_reuses_remaining(Some(left));
             let Some(reusable) = self.app.process_new_http(session, drain).await else {
                 let held = back.lock().take();
-                if let Some(held) = held {
-                    let cause = Cause::Refused(Fault::Malformed("the engine cannot read it"));
-                    Box::pin(held.refuse(cause, &*self.refuse)).await;
+                match held {
+                    Some(held) if held.is_unanswered() => {
+                        let cause = Cause::Refused(Fault::Malformed("the engine cannot read it"));
+                        Box::pin(held.refuse(cause, &*self.refuse)).await;
+                    }
+                    Some(held) => tokio::select! {
+                        () = Box::pin(held.linger()) => {}
+                        _ = drain.changed() => {}
+                    },
+                    None => {}
                 }
                 return;
             };

@@ -24,20 +24,29 @@ use pingora::protocols::{IO, Shutdown};
 use pingora_timeout::timeout;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::encrypted::EncryptedStream;
 use super::stream::{ClientStream, Connection, Stage};
 use super::tunnel::Tunnel;
 use crate::http::chunked::Chunked;
 use crate::http::head::{Fault, Framing};
+use crate::http::owed::{Owed, Terms};
 
 /// How much of a request line is kept for the log. No more than most need: idle connections have the room too.
 const KEPT: usize = 128;
 /// How much is read of what a client sends before its last request is answered.
 const AHEAD: usize = 1024;
-/// How long a refused client may take to read the answer and to stop sending (nginx: `lingering_timeout`). A
-/// connection that is closed with input unread is reset, which can take the answer away from the client.
-const LINGER: Duration = Duration::from_secs(5);
+/// How long a client that has its last answer may go on sending (nginx: `lingering_time`). A connection that is closed with
+/// input unread is reset, which can take the answer away from the client.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long it may be silent meanwhile, or all that a client has that was refused (nginx: `lingering_timeout`).
+const LINGER_SILENT: Duration = Duration::from_secs(5);
+/// All that a client has that took too long before.
+const LINGER_OVERDUE: Duration = Duration::from_secs(1);
+/// A client that ends its side so soon after its request has nothing more to ask, and waits for the answer; one that ends it
+/// later does not wait any more. TCP has the same sign for both.
+const HALF_CLOSE: Duration = Duration::from_millis(500);
 
 /// Who answers for heads that no request came of.
 pub trait Refuse: Send + Sync {
@@ -102,12 +111,37 @@ pub(super) struct Held<S> {
     connection: Arc<Connection>,
     head: Kept,
     body: Body,
+    /// How long the client may take with the body.
+    terms: Terms,
+    /// While more of the body is waited for.
+    due: Option<Box<Due>>,
+    end: End,
     /// What has been read beyond the present request.
     ahead: BytesMut,
     /// Tells when tunnels are to close.
     tunnels: Arc<watch::Sender<bool>>,
     /// Once it became a WebSocket.
     tunnel: Option<Box<Tunnel>>,
+}
+
+/// A body that is waited for.
+struct Due {
+    owed: Owed,
+    /// Set to no later than when the client runs out of time.
+    timer: Pin<Box<Sleep>>,
+}
+
+/// How the two directions of the connection are coming to their end.
+#[derive(Default)]
+struct End {
+    /// Since when nothing but the client's leave is waited for.
+    idle_since: Option<Instant>,
+    /// The client has said that it sends nothing more, and waits.
+    half_closed: bool,
+    /// The client took too long with a body.
+    overdue: bool,
+    /// The engine has written all it wants to, and said so.
+    said: bool,
 }
 
 /// What is known of the head of the present request.
@@ -127,10 +161,11 @@ enum Body {
 }
 
 impl<S: Transport> Gate<S> {
-    /// `tunnels` turns true when tunnels are to close.
+    /// `terms` are for bodies; `tunnels` turns true when tunnels are to close.
     pub(super) fn new(
         stream: S,
         connection: Arc<Connection>,
+        terms: Terms,
         tunnels: Arc<watch::Sender<bool>>,
     ) -> Box<Gate<S>> {
         Box::new(Gate {
@@ -139,6 +174,9 @@ impl<S: Transport> Gate<S> {
                 connection,
                 head: Kept::new(),
                 body: Body::Over,
+                terms,
+                due: None,
+                end: End::default(),
                 ahead: BytesMut::new(),
                 tunnels,
                 tunnel: None,
@@ -163,6 +201,7 @@ impl<S: Transport> Gate<S> {
             Framing::Chunked => Body::Chunked(Box::default()),
         };
         held.ahead = ahead;
+        held.end = End::default();
     }
 
     /// What came after the last request; `None` when that has not come to its end.
@@ -198,7 +237,7 @@ impl<S: Transport> Gate<S> {
 impl<S: Transport> Drop for Gate<S> {
     fn drop(&mut self) {
         if let Some(held) = self.held.take()
-            && !held.connection.is_admitted()
+            && (held.is_unanswered() || held.may_hear_more())
         {
             *self.back.lock() = Some(Box::new(held));
         }
@@ -206,6 +245,26 @@ impl<S: Transport> Drop for Gate<S> {
 }
 
 impl<S: Transport> Held<S> {
+    /// Nobody has understood the request.
+    pub(super) fn is_unanswered(&self) -> bool {
+        !self.connection.is_admitted()
+    }
+
+    /// The answer is complete, and the client may not be aware of it yet: it is still sending.
+    fn may_hear_more(&self) -> bool {
+        let is_request = self.connection.stage() == Stage::Admitted;
+        self.end.said && is_request && !(matches!(self.body, Body::Over) && self.ahead.is_empty())
+    }
+
+    /// Hears out a client that has its answer, for as long as is decent.
+    pub(super) async fn linger(mut self: Box<Self>) {
+        let limit = match self.end.overdue {
+            true => LINGER_OVERDUE,
+            false => LINGER,
+        };
+        let _ = timeout(limit, hear_out(&mut self.stream)).await;
+    }
+
     /// Answers the head and ends the connection, in a way that lets the client read the answer.
     pub(super) async fn refuse(mut self: Box<Self>, cause: Cause, refuse: &dyn Refuse) {
         if let Cause::Refused(fault) = cause {
@@ -217,16 +276,7 @@ impl<S: Transport> Held<S> {
             line: self.head.line(),
             length: self.head.length,
         });
-        let stream = &mut self.stream;
-        let end = async {
-            stream.write_all(&answer).await?;
-            AsyncWriteExt::shutdown(stream).await?;
-            let mut unheard = vec![0; 16 * 1024];
-            while stream.read(&mut unheard).await? > 0 {}
-            io::Result::Ok(())
-        };
-        // The client may be gone already, or never stop; there is nobody else to tell.
-        let _ = timeout(LINGER, end).await;
+        let _ = timeout(LINGER_SILENT, part_with(&mut self.stream, &answer)).await;
     }
 
     /// Reads of the body, but nothing beyond its end.
@@ -238,26 +288,69 @@ impl<S: Transport> Held<S> {
             return Poll::Ready(Ok(()));
         }
         let start = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
+            ready!(self.poll_overdue(cx));
+            self.end.overdue = true;
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        };
+        read?;
+        if let Some(due) = &mut self.due {
+            let count = buf.filled().len() - start;
+            due.owed.receive(count, || Instant::now().into_std());
+        }
         let end = start + self.body.take(&buf.filled()[start..])?;
         self.ahead.extend_from_slice(&buf.filled()[end..]);
         buf.set_filled(end);
+        if matches!(self.body, Body::Over) {
+            self.due = None;
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// Ready when more of the body should have come long ago.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let terms = self.terms;
+        let now = Instant::now();
+        let due = self.due.get_or_insert_with(|| {
+            Box::new(Due {
+                owed: Owed::new(terms),
+                timer: Box::pin(sleep_until(now + terms.silence)),
+            })
+        });
+        let deadline = Instant::from_std(due.owed.wait(now.into_std()));
+        loop {
+            // It may go off too early, never too late: a client only ever gains time.
+            ready!(due.timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            due.timer.as_mut().reset(deadline);
+        }
     }
 
     /// Watches whether the client goes away, while nothing is to be read.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let stream = Pin::new(&mut self.stream);
-        if !self.ahead.is_empty() {
+        if !self.ahead.is_empty() || self.end.half_closed {
             // Whoever waits for input wants to see the output gone; a read of the stream would have done that.
             let _ = stream.poll_flush(cx)?;
             return Poll::Pending;
         }
         let mut room = [MaybeUninit::uninit(); AHEAD];
         let mut read = ReadBuf::uninit(&mut room);
-        ready!(stream.poll_read(cx, &mut read))?;
+        let Poll::Ready(done) = stream.poll_read(cx, &mut read) else {
+            self.end.idle_since.get_or_insert_with(Instant::now);
+            return Poll::Pending;
+        };
+        done?;
         if read.filled().is_empty() {
-            return Poll::Ready(Ok(()));
+            let since = self.end.idle_since;
+            self.end.half_closed = since.is_none_or(|since| since.elapsed() < HALF_CLOSE);
+            if !self.end.half_closed {
+                return Poll::Ready(Ok(()));
+            }
+            let _ = Pin::new(&mut self.stream).poll_flush(cx)?;
+            return Poll::Pending;
         }
         self.ahead.extend_from_slice(read.filled());
         Poll::Pending
@@ -290,6 +383,20 @@ impl<S: Transport> Held<S> {
             self.ahead = BytesMut::new();
         }
     }
+}
+
+/// Ends a connection in a way that lets the client read what it is told last.
+pub(super) async fn part_with<S: Transport>(stream: &mut S, answer: &[u8]) {
+    // The client may be gone already, or never stop; there is nobody else to tell.
+    if stream.write_all(answer).await.is_ok() && AsyncWriteExt::shutdown(stream).await.is_ok() {
+        hear_out(stream).await;
+    }
+}
+
+/// Reads on until the client stops, or is silent for too long.
+async fn hear_out<S: Transport>(stream: &mut S) {
+    let mut unheard = vec![0; 16 * 1024];
+    while let Ok(Ok(1..)) = timeout(LINGER_SILENT, stream.read(&mut unheard)).await {}
 }
 
 impl Body {
@@ -393,10 +500,11 @@ impl<S: Transport> AsyncWrite for Gate<S> {
         if let Some(tunnel) = &mut held.tunnel {
             ready!(tunnel.poll_end(&mut held.stream, cx));
         }
-        match held.connection.is_admitted() {
-            true => Pin::new(&mut held.stream).poll_shutdown(cx),
-            false => Poll::Ready(Ok(())),
+        if held.connection.is_admitted() {
+            ready!(Pin::new(&mut held.stream).poll_shutdown(cx))?;
+            held.end.said = true;
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -460,7 +568,11 @@ mod tests {
     fn scene(head: &[u8], framing: Framing) -> Scene {
         let (client, stream) = duplex(4096);
         let connection = Arc::<Connection>::default();
-        let mut gate = Gate::new(stream, connection.clone(), Arc::default());
+        let terms = Terms {
+            silence: Duration::from_secs(60),
+            rate: 0,
+        };
+        let mut gate = Gate::new(stream, connection.clone(), terms, Arc::default());
         gate.begin(head, framing, BytesMut::new());
         Scene {
             gate,

@@ -34,6 +34,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::http::head::Limits;
+use crate::http::owed::Terms;
 use crate::tls::Shown;
 
 /// Writes below this size wait for what follows; larger ones leave together with what waits, uncopied.
@@ -78,6 +79,10 @@ pub struct Connection {
     pub forwarded_for: Option<HeaderValue>,
     /// How large the head of a request may be, where nobody has looked yet: on HTTP/2, which the engine reads.
     pub limits: Option<Limits>,
+    /// How long the client may take with bodies, where nobody watches it yet: on HTTP/2.
+    pub terms: Option<Terms>,
+    /// Whether fields may have underscores in their names.
+    pub underscores: bool,
     /// The [`Stage`] of the present request.
     pub(crate) stage: AtomicU8,
     /// See [`Connection::lend`].

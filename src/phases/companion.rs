@@ -9,7 +9,7 @@ use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
-use super::{WRITE_TIMEOUT, send};
+use super::send;
 use crate::exchange::vars::View;
 use crate::exchange::{Cx, Failure, Reply, Transforms};
 use crate::http::{host, path};
@@ -68,7 +68,7 @@ impl HttpServerApp for Companion {
         if *shutdown.borrow() {
             session.set_keepalive(None);
         }
-        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        super::set_timeouts(&mut session);
         let snapshot = self.live.load();
         let connection = Connection::of(session.digest()).unwrap_or_else(|| self.nowhere.clone());
         connection.admit();

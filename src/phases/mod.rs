@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::uri::Scheme;
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
@@ -43,6 +43,9 @@ pub use refuse::Refusals;
 
 /// How long a client may take nothing of an answer (nginx: `send_timeout`).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long what is left of a request that was answered may take to come (nginx: `lingering_time`).
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest header of a backend's answer (nginx: `proxy_buffer_size`, 4 KiB or 8 KiB).
 const MAX_RESPONSE_HEADER: u64 = 64 * 1024;
@@ -117,9 +120,12 @@ impl Chosen {
 impl Exchange {
     /// Finds out what the request of a session is, and where it is to go.
     fn begin(&mut self, session: &mut ServerSession) {
-        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        set_timeouts(session);
         if let Some(connection) = Connection::of(session.digest()) {
             connection.admit();
+            if !connection.underscores {
+                remove_underscored(session.req_header_mut());
+            }
             self.cx.connection = connection;
         }
         self.cx.request_length = request_length(session);
@@ -127,6 +133,24 @@ impl Exchange {
         if let Err(failure) = route(session.req_header(), self) {
             self.cx.failure = Some(failure);
         }
+    }
+
+    /// A piece of the body is on its way to a backend.
+    ///
+    /// # Errors
+    /// When the request ends here.
+    fn request_body(&mut self, body: &mut Option<Bytes>, end: bool) -> Result<()> {
+        let length = body.as_ref().map_or(0, Bytes::len);
+        self.attempts.received(length, end);
+        let chain = self.chosen.chain();
+        if chain.is_empty() || self.stage != Stage::Request {
+            return Ok(());
+        }
+        self.cx.body_received += length as u64;
+        chain.request_body(&self.cx, body, end).map_err(|failure| {
+            self.cx.failure = Some(failure);
+            Error::explain(ErrorType::InternalError, failure.word()).into_down()
+        })
     }
 
     /// The backend has agreed to speak another protocol from now on.
@@ -274,7 +298,18 @@ impl ProxyHttp for Weir {
         x: &mut Exchange,
     ) -> Result<()> {
         x.attempts.connected(&mut x.cx, Instant::now());
+        x.cx.body_received = 0;
         Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        x: &mut Exchange,
+    ) -> Result<()> {
+        x.request_body(body, end)
     }
 
     async fn upstream_request_filter(
@@ -286,6 +321,12 @@ impl ProxyHttp for Weir {
         if x.attempts.is_to_continue(session.req_header()) {
             let client = session.as_downstream_mut();
             client.write_continue_response().await?;
+        }
+        if !session.as_downstream_mut().is_body_empty() {
+            let terms = x.cx.connection.terms;
+            // Its streams may be silent for as long as both sides please.
+            let terms = terms.filter(|_| !grpc::is_grpc(&session.req_header().headers));
+            x.attempts.expect_body(terms);
         }
         let trusted = x.is_trusted();
         crate::handler::proxy::prepare(&x.cx, session.req_header(), upstream, trusted)?;
@@ -418,8 +459,12 @@ impl ProxyHttp for Weir {
             let reply = send::failure(failure);
             // Pingora closes the connection after this; the client is to know.
             session.set_keepalive(None);
+            let client = session.as_downstream_mut();
             // The client may be gone by now; there is nobody else to tell.
-            let _ = send::reply(session.as_downstream_mut(), x, reply).await;
+            if send::reply(client, x, reply).await.is_ok() && !client.is_http2() {
+                // Ended, not only dropped: then its client can read it, whatever it still sends.
+                client.shutdown().await;
+            }
         }
         FailToProxy {
             error_code: failure.status(),
@@ -463,6 +508,26 @@ fn begin(snapshot: &Snapshot, connection: Arc<Connection>) -> Cx {
     let mut cx = Cx::new(Instant::now(), connection);
     cx.named = Memo::new(snapshot.named.clone());
     cx
+}
+
+/// How long a client may take with bodies. Those of requests are watched over beneath the engine.
+fn set_timeouts(session: &mut ServerSession) {
+    session.set_read_timeout(None);
+    session.set_write_timeout(Some(WRITE_TIMEOUT));
+    session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+}
+
+/// Removes fields with an underscore in their name, which many programs behind take for one with a hyphen (nginx:
+/// `underscores_in_headers off`). Before anybody looks at them.
+fn remove_underscored(request: &mut RequestHeader) {
+    let is_underscored = |name: &&HeaderName| name.as_str().contains('_');
+    if request.headers.keys().all(|name| !is_underscored(&name)) {
+        return;
+    }
+    let names = request.headers.keys().filter(is_underscored);
+    for name in names.cloned().collect::<Vec<_>>() {
+        request.remove_header(&name);
+    }
 }
 
 /// Finds out whose request this is and where it is to go.
@@ -727,7 +792,10 @@ fn client_name(cx: &Cx) -> String {
 fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e: &Error) {
     let cx = &x.cx;
     let level = match failure {
-        Failure::ClientClosed | Failure::ClientTimeout | Failure::BadRequest => log::Level::Info,
+        Failure::ClientClosed
+        | Failure::ClientTimeout
+        | Failure::BadRequest
+        | Failure::BodyTooLarge => log::Level::Info,
         _ => log::Level::Warn,
     };
     let asked = match (cx.tries.last(), x.chosen.proxy()) {

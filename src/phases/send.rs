@@ -16,7 +16,7 @@ use crate::exchange::transform::{Then, is_bodiless};
 use crate::exchange::vars::View;
 use crate::exchange::{Body, Cx, Failure, Parts, Reply, Transforms, disk};
 use crate::filter::Chain;
-use crate::http::{accept, date};
+use crate::http::{accept, date, expect};
 use crate::net::{Connection, MOST_STAND_IN, stand_in};
 
 const SERVER: HeaderValue = HeaderValue::from_static("weir");
@@ -84,12 +84,15 @@ pub(super) async fn write(
     body: Body,
     transforms: Transforms,
 ) -> Result<()> {
-    let method = &session.req_header().method;
-    let head_only = method == Method::HEAD;
-    if head.status == StatusCode::BAD_REQUEST
-        || head.status == StatusCode::REQUEST_TIMEOUT
-        || method == Method::CONNECT
-    {
+    let request = session.req_header();
+    let head_only = request.method == Method::HEAD;
+    let ends = matches!(
+        head.status,
+        StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE
+    );
+    // Who waits to be told to send the body, and is told something else, may send it or may not.
+    let ends = ends || request.method == Method::CONNECT || expect::waits_to_continue(request);
+    if ends {
         // What follows on this connection may not be what the client means by it.
         session.set_keepalive(None);
     }

@@ -16,6 +16,7 @@ use super::tls::Offer;
 use super::turns::{Turn, Turns};
 use super::wire::{Link, Wire};
 use super::{Dialer, Needs};
+use crate::http::owed::{Owed, Terms};
 
 /// What a try is waiting for; each has a time limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,11 @@ pub struct Line {
     reused: AtomicBool,
     expired: AtomicBool,
     outdated: AtomicBool,
+    /// Whether the client still owes a part of its body, so that it, and not the backend, is waited for.
+    is_owed: AtomicBool,
+    /// How long it may take, if nobody else watches that.
+    owed: Mutex<Option<Owed>>,
+    overdue: AtomicBool,
     /// Whether the connection is to speak HTTP/2.
     http2: bool,
     offer: Offer,
@@ -56,6 +62,9 @@ impl Line {
             reused: AtomicBool::new(false),
             expired: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
+            is_owed: AtomicBool::new(false),
+            owed: Mutex::default(),
+            overdue: AtomicBool::new(false),
             http2,
             offer,
             turn: Mutex::default(),
@@ -81,6 +90,52 @@ impl Line {
     /// No connection is being made any more, whether there is one or not: others can look for it.
     pub fn settled(&self) {
         self.turn.lock().take();
+    }
+
+    /// The request has a body, which the client sends as `terms` say, if they say anything.
+    pub fn expect_body(&self, terms: Option<Terms>) {
+        *self.owed.lock() = terms.map(Owed::new);
+        self.is_owed.store(true, Ordering::Relaxed);
+    }
+
+    /// So many bytes of it have come; with `end` there are no more.
+    pub fn received(&self, bytes: usize, end: bool) {
+        if !self.is_owed() {
+            return;
+        }
+        if let Some(owed) = &mut *self.owed.lock() {
+            owed.receive(bytes, Instant::now);
+        }
+        if end {
+            self.is_owed.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_owed(&self) -> bool {
+        self.is_owed.load(Ordering::Relaxed)
+    }
+
+    /// The backend does not take what there is of the body.
+    pub(super) fn pause(&self) {
+        if self.is_owed()
+            && let Some(owed) = &mut *self.owed.lock()
+        {
+            owed.pause(Instant::now());
+        }
+    }
+
+    /// Until when the client may keep us waiting, if anybody is to say.
+    pub(super) fn patience(&self, now: Instant) -> Option<Instant> {
+        self.owed.lock().as_mut().map(|owed| owed.wait(now))
+    }
+
+    /// Whether the client has kept us waiting for too long.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn give_up(&self) {
+        self.overdue.store(true, Ordering::Relaxed);
     }
 
     /// The final header of the answer is there; what follows is a body, or a tunnel or a stream of events.

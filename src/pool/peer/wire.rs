@@ -210,7 +210,7 @@ impl Wire {
         }
     }
 
-    /// Fails the wait when it is too long.
+    /// Fails the wait when it is too long: for the backend, or for the client, which may owe the rest of its body.
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(link) = &mut self.link else {
             return Poll::Ready(Ok(()));
@@ -219,9 +219,28 @@ impl Wire {
         if phase != self.wait.phase {
             self.wait = Wait { phase, since: None };
         }
-        let since = *self.wait.since.get_or_insert_with(Instant::now);
-        ready!(link.poll_deadline(cx, self.line.deadline(phase, since)));
-        self.line.expire();
+        let now = Instant::now();
+        let is_owed = phase != Phase::Tunnel && self.line.is_owed();
+        let backend = match is_owed && phase == Phase::Header {
+            // It has not heard all of the question.
+            true => {
+                self.wait.since = None;
+                self.line.needs.deadline
+            }
+            false => {
+                let since = *self.wait.since.get_or_insert(now);
+                Some(self.line.deadline(phase, since))
+            }
+        };
+        let client = is_owed.then(|| self.line.patience(now)).flatten();
+        let Some(deadline) = backend.into_iter().chain(client).min() else {
+            return Poll::Pending;
+        };
+        ready!(link.poll_deadline(cx, deadline));
+        match client == Some(deadline) {
+            true => self.line.give_up(),
+            false => self.line.expire(),
+        }
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -317,9 +336,12 @@ impl AsyncWrite for Wire {
         let Some(link) = &mut this.link else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let written = ready!(link.io.poll_write(cx, bytes));
-        this.wait.since = None;
-        Poll::Ready(written)
+        let written = link.io.poll_write(cx, bytes);
+        match written.is_ready() {
+            true => this.wait.since = None,
+            false => this.line.pause(),
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
