@@ -81,6 +81,31 @@ fn forwarded_headers_of_a_trusted_proxy_are_appended_to() {
 }
 
 #[test]
+fn forwarded_is_passed_on_only_for_a_trusted_proxy() {
+    let app = Origin::fixed("ok");
+    for (trusted, expected) in [("10.0.0.0/8", &[][..]), ("127.0.0.1", &["for=192.0.2.1"])] {
+        let weir = Weir::with("app", &app).with("trusted", trusted).start(
+            "
+            listeners: { http: { bind: '127.0.0.1:{http}' } }
+            trusted_proxies: ['{trusted}']
+            log: { access: { file: access.log, format: '$remote_addr' } }
+            pools: { app: { backends: ['{app}'] } }
+            sites: { main: { hosts: ['*'], routes: [{ proxy: app }] } }
+            ",
+        );
+        weir.fetch(&get("/").header("Forwarded", "for=192.0.2.1"));
+        let got = app.requests().pop().expect("a request");
+        assert_eq!(got.headers().all("forwarded"), expected);
+        let client = if expected.is_empty() {
+            "127.0.0.1"
+        } else {
+            "192.0.2.1"
+        };
+        assert_eq!(weir.access_lines(1), [client]);
+    }
+}
+
+#[test]
 fn scheme_of_a_tls_client_is_forwarded() {
     let app = Origin::fixed("ok");
     let weir = Weir::with("app", &app).start(

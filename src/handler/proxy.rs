@@ -745,6 +745,10 @@ pub fn prepare(
         let scheme = HeaderValue::from_static(cx.scheme());
         upstream.insert_header("X-Forwarded-Proto", scheme)?;
     }
+    if !trusted {
+        // It would say whatever the client likes to somebody who takes it for ours.
+        upstream.remove_header(&header::FORWARDED);
+    }
     let forwarded_for = match trusted {
         true => forwarded::forwarded_for(cx.connection.peer_ip(), &request.headers, true),
         false => cx.connection.forwarded_for.clone(),

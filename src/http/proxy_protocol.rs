@@ -173,7 +173,9 @@ fn read_v2(bytes: &[u8]) -> Result<Option<Header>, NoHeader> {
         (_, 0x00) => (None, &[][..]),
         _ => return Err(NoHeader),
     };
-    check_tlvs(tlvs)?;
+    if let Some(at) = check_tlvs(tlvs)? {
+        check_sum(&bytes[..length], length - tlvs.len() + at)?;
+    }
     Ok(Some(Header { length, ends }))
 }
 
@@ -194,16 +196,46 @@ fn v2_ends<const N: usize, A: From<[u8; N]> + Into<IpAddr>>(
     Ok((Some(ends), tlvs))
 }
 
-/// Type, length and value, one after the other, to the end.
-fn check_tlvs(mut tlvs: &[u8]) -> Result<(), NoHeader> {
-    while let [_, high, low, rest @ ..] = tlvs {
+/// Type, length and value, one after the other, to the end. With where the value of a checksum stands, if there is one.
+fn check_tlvs(tlvs: &[u8]) -> Result<Option<usize>, NoHeader> {
+    let mut sum = None;
+    let mut left = tlvs;
+    while let [kind, high, low, rest @ ..] = left {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
-        tlvs = rest.get(length..).ok_or(NoHeader)?;
+        if *kind == CRC32C {
+            if length != 4 {
+                return Err(NoHeader);
+            }
+            sum = Some(tlvs.len() - rest.len());
+        }
+        left = rest.get(length..).ok_or(NoHeader)?;
     }
-    match tlvs.is_empty() {
+    match left.is_empty() {
+        true => Ok(sum),
+        false => Err(NoHeader),
+    }
+}
+
+/// The type of a TLV that has the checksum of the whole header, in which zeros stand in its own place (section 2.2.5).
+const CRC32C: u8 = 0x03;
+
+fn check_sum(header: &[u8], at: usize) -> Result<(), NoHeader> {
+    let (before, rest) = header.split_at(at);
+    let (said, after) = rest.split_first_chunk::<4>().ok_or(NoHeader)?;
+    let sum = [before, &[0; 4], after].into_iter().fold(!0, crc32c);
+    match u32::from_be_bytes(*said) == !sum {
         true => Ok(()),
         false => Err(NoHeader),
     }
+}
+
+/// Castagnoli's (RFC 9260 appendix A), bit by bit: headers are short, and few have it.
+fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
+    bytes.iter().fold(sum, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            (sum >> 1) ^ (0x82f6_3b78 & (sum & 1).wrapping_neg())
+        })
+    })
 }
 
 #[cfg(test)]
@@ -300,6 +332,24 @@ mod tests {
         for bad in [&[1][..], &[1, 0], &[1, 0, 2, b'h']] {
             assert_eq!(with(bad), Err(NoHeader), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn checksum_must_be_right_where_there_is_one() {
+        assert_eq!(!crc32c(!0, b"123456789"), 0xe306_9283);
+        let addresses = [192, 0, 2, 1, 192, 0, 2, 2, 0x0f, 0xa0, 0, 80];
+        let tlvs = [1, 0, 2, b'h', b'2', CRC32C, 0, 4, 0, 0, 0, 0, 4, 0, 0];
+        let mut header = v2(0x21, 0x11, &[&addresses[..], &tlvs].concat());
+        assert_eq!(read(&header), Err(NoHeader));
+        let sum = !crc32c(!0, &header);
+        let at = FIXED + addresses.len() + 8;
+        header[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+        let good = read(&header).unwrap().unwrap();
+        assert_eq!(good.ends, ends("192.0.2.1:4000", "192.0.2.2:80"));
+        header[FIXED] = 193;
+        assert_eq!(read(&header), Err(NoHeader));
+        let short = [&addresses[..], &[CRC32C, 0, 2, 0, 0]].concat();
+        assert_eq!(read(&v2(0x21, 0x11, &short)), Err(NoHeader));
     }
 
     #[test]
