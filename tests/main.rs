@@ -20,6 +20,7 @@ mod body_limit; // bodies that are too large
 mod changing_files; // truncated, replaced, renamed and closed while they are served
 mod compress; // answers in a content coding
 mod cors; // cors, referer, maintenance
+mod crowd; // too many connections
 mod errors; // own pages
 mod faults; // backends that break off, lie and hang
 mod files; // files: and static:

@@ -315,6 +315,7 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
             span(probation.left),
         );
     }
+    page += &crowding(status);
     for older in &status.older {
         let held = [
             (older.requests, "request"),
@@ -369,6 +370,32 @@ fn page(status: &status::Status, now: DateTime<Local>) -> String {
                 page += &format!("new files of {} are refused: {why}\n", one.owner);
             }
         }
+    }
+    page
+}
+
+/// What was turned away, or had to wait.
+fn crowding(status: &status::Status) -> String {
+    let mut page = String::new();
+    for one in &status.listeners {
+        let (name, refused, of_one) = (&one.name, one.refused, one.refused_of_one);
+        if refused + of_one > 0 {
+            page += &format!(
+                "{name}: {} of {} connections; refused: {refused} beyond these, {of_one} beyond {} of one client\n",
+                one.connections, one.most_connections, one.most_per_client,
+            );
+        }
+    }
+    if status.waits + status.exhausted > 0 {
+        page += &format!(
+            "new connections had to wait: {} as descriptors ran short, {} as there was none\n",
+            count(status.waits, "time"),
+            count(status.exhausted, "time"),
+        );
+    }
+    if status.malformed > 0 {
+        let what = count(status.malformed, "request");
+        page += &format!("{what} could not be read\n");
     }
     page
 }

@@ -50,6 +50,10 @@ pub enum Failure {
     UpstreamTimeout,
     /// The backend's answer is not HTTP.
     UpstreamProtocol,
+    /// The listener has as many connections as it takes.
+    ListenerFull,
+    /// The client has as many connections as one may have.
+    ClientFull,
     /// The client went away (nginx's 499: logged, never sent).
     ClientClosed,
     /// The client sent nothing for too long in the middle of its request.
@@ -77,6 +81,8 @@ impl Failure {
             Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
             Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
+            Failure::ListenerFull => 503,
+            Failure::ClientFull => 429,
             Failure::ClientClosed => 499,
             Failure::ClientTimeout => 408,
             Failure::Internal => 500,
@@ -114,6 +120,8 @@ impl Failure {
             Failure::UpstreamReset => "upstream_reset",
             Failure::UpstreamTimeout => "upstream_timeout",
             Failure::UpstreamProtocol => "upstream_protocol",
+            Failure::ListenerFull => "listener_full",
+            Failure::ClientFull => "client_full",
             Failure::ClientClosed => "client_closed",
             Failure::ClientTimeout => "client_timeout",
             Failure::Internal => "internal",

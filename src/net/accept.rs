@@ -4,7 +4,7 @@ use std::future::ready;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use pingora::apps::HttpServerApp;
@@ -15,6 +15,7 @@ use tokio::task::unconstrained;
 use super::Listener;
 use super::bind::ListenSocket;
 use super::connection::Shared;
+use super::crowd::Room;
 use super::stream::{Open, Slot, Socket};
 
 /// How long to wait when the process is out of file descriptors: accepting at once would spin.
@@ -51,7 +52,7 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
     } else {
         Accepting::Tcp(TcpListener::from_std(fd.into())?)
     };
-    let mut exhausted = false;
+    let room = shared.crowd.room();
     // How many more may come in, once the end is near.
     let mut left = None;
     loop {
@@ -62,7 +63,7 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
                     left = Some(LAST);
                     continue;
                 }
-                accepted = accepting.accept() => accepted,
+                accepted = accept_into(room, &accepting) => accepted,
             },
             Some(0) => return Ok(()),
             Some(left) => {
@@ -77,7 +78,7 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(e) if is_exhausted(&e) => {
-                if !std::mem::replace(&mut exhausted, true) {
+                if room.exhausted.note(Instant::now()) {
                     log::error!("listener {}: cannot accept: {e}", listener.load().name);
                 }
                 tokio::time::sleep(EXHAUSTED_PAUSE).await;
@@ -86,13 +87,13 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
             // The client was gone before it was accepted.
             Err(_) => continue,
         };
-        exhausted = false;
         let local = match &socket {
             Socket::Tcp(socket) if wildcard => socket.local_addr().ok(),
             _ => local,
         };
         // Counted before its task first runs: a drain must not overlook it.
         let slot = Slot::take(&open);
+        room.look(socket.descriptor());
         let serving = shared.clone().serve(
             slot,
             socket,
@@ -103,6 +104,15 @@ pub async fn run<A: HttpServerApp + Send + Sync + 'static>(
         );
         pingora_runtime::current_handle().spawn(serving);
     }
+}
+
+/// Accepts as soon as there is room.
+async fn accept_into(
+    room: &Room,
+    accepting: &Accepting,
+) -> io::Result<(Socket, Option<std::net::SocketAddr>)> {
+    room.wait().await;
+    accepting.accept().await
 }
 
 impl Accepting {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::crowd::Most;
 use crate::http::head;
 use crate::http::owed::Terms;
 use crate::issue::{At, Issues};
@@ -68,6 +69,13 @@ impl Default for Http {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
+    /// Connections of this listener. More are answered with 503, or closed before a TLS handshake. Default 10000. HAProxy:
+    /// `maxconn`.
+    pub connections: u32,
+    /// Connections of one client at a time, where an IPv6 network of /64 is one client. More are answered with 429, or closed
+    /// before a TLS handshake. Default 200, from which programs on this machine are spared. `trusted_proxies` always are, and
+    /// with the PROXY protocol those count that it names. nginx: `limit_conn`.
+    pub per_client: Option<u32>,
     /// TLS handshakes of one client at a time, where an IPv6 network of /64 is one client. More wait for their turn, within
     /// `tls.handshake_timeout`. Default 100.
     pub handshakes: u32,
@@ -75,7 +83,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { handshakes: 100 }
+        Limits {
+            connections: 10_000,
+            per_client: None,
+            handshakes: 100,
+        }
     }
 }
 
@@ -87,6 +99,9 @@ pub struct Bounds {
     /// Between two requests.
     pub idle: Duration,
     pub head: head::Limits,
+    pub most: Most,
+    /// Whether clients on this machine may have any number.
+    pub spares_loopback: bool,
     /// Handshakes of one client at a time.
     pub handshakes: usize,
     /// Requests of one HTTP/1 connection.
@@ -98,6 +113,8 @@ pub struct Bounds {
     pub streams: u32,
 }
 
+/// Connections of one client where nothing is said of them.
+const PER_CLIENT: u32 = 200;
 /// As much as Pingora's engine takes; beyond it, it would answer in its own words.
 const MOST_FIELDS: u16 = 256;
 const LARGEST_LINE: u64 = 60 << 10;
@@ -126,7 +143,15 @@ impl Bounds {
                 issues.error(&at.key(key), format!("`{key}` must be longer than zero"));
             }
         }
+        let per_client = limits.per_client.unwrap_or(PER_CLIENT);
         for (part, key, value, most) in [
+            (
+                "limits",
+                "connections",
+                limits.connections.into(),
+                u32::MAX.into(),
+            ),
+            ("limits", "per_client", per_client.into(), u32::MAX.into()),
             (
                 "http",
                 "keepalive_requests",
@@ -160,6 +185,7 @@ impl Bounds {
                 issues.error(&at.key(key), message);
             }
         }
+        let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let size = |size: Size| usize::try_from(size.get()).unwrap_or(usize::MAX);
         Bounds {
             handshake: handshake.get(),
@@ -170,7 +196,12 @@ impl Bounds {
                 head: size(http.max_header),
                 fields: http.max_headers.into(),
             },
-            handshakes: usize::try_from(limits.handshakes).unwrap_or(usize::MAX),
+            most: Most {
+                in_all: number(limits.connections),
+                of_one: number(per_client),
+            },
+            spares_loopback: limits.per_client.is_none(),
+            handshakes: number(limits.handshakes),
             requests: http.keepalive_requests,
             body: Terms {
                 silence: http.body_timeout.get(),

@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
@@ -26,8 +26,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::bounds::Bounds;
+use super::crowd::{Crowd, Full};
 use super::encrypted::EncryptedStream;
-use super::gate::{Cause, Gate, Refuse, Transport};
+use super::gate::{self, Cause, Gate, Refuse, Refused, Transport};
 use super::handshakes::Handshakes;
 use super::proxy_protocol;
 use super::stream::{ClientStream, Connection, Slot, Socket};
@@ -40,6 +41,10 @@ use crate::tls::{self, Acceptor};
 /// How long a parked connection may still bring a request after draining began: clients that are just writing one
 /// get an answer with `Connection: close` instead of a reset.
 const DRAIN_LINGER: Duration = Duration::from_secs(2);
+/// How many of those that are turned away at a time get an answer and are heard out, and for how long: they are no less
+/// connections than those that are let in.
+const MOST_TURNED_AWAY: usize = 256;
+const TURN_AWAY: Duration = Duration::from_secs(1);
 /// What one read may bring of a request's header; most fit.
 const HEAD_BUFFER: usize = 4096;
 /// The beginning of HTTP/2's preface. No HTTP/1 method begins so.
@@ -52,17 +57,22 @@ pub struct Shared<A> {
     /// Connections accepted so far.
     pub accepted: AtomicU64,
     handshakes: Handshakes,
+    pub crowd: Arc<Crowd>,
+    /// Those that are turned away and heard out.
+    turned_away: AtomicUsize,
     /// Turns true when tunnels are to close.
     pub tunnels: Arc<watch::Sender<bool>>,
 }
 
 impl<A> Shared<A> {
-    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>) -> Shared<A> {
+    pub fn new(app: Arc<A>, refuse: Arc<dyn Refuse>, crowd: Arc<Crowd>) -> Shared<A> {
         Shared {
             app,
             refuse,
             accepted: AtomicU64::new(0),
             handshakes: Handshakes::default(),
+            crowd,
+            turned_away: AtomicUsize::new(0),
             tunnels: Arc::default(),
         }
     }
@@ -112,6 +122,17 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         };
         connection.forwarded_for =
             forwarded::forwarded_for(connection.peer_ip(), &HeaderMap::new(), false);
+        let one_client = listener.one_client(peer);
+        let entered = self.crowd.enter(&listener.name, one_client, bounds.most);
+        let _place = match entered {
+            Ok(place) => place,
+            Err(full) if listener.tls.is_none() => {
+                let client = ClientStream::new(socket, peer, slot);
+                return Box::pin(self.turn_away(client, connection, full)).await;
+            }
+            // There is no way to tell that would not take a handshake.
+            Err(_) => return,
+        };
         let mut patience = Patience::new(bounds.header);
         let mut client = Box::new(ClientStream::new(socket, peer, slot));
         client.unread(ahead);
@@ -178,6 +199,20 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
                 }
             }
         }
+    }
+
+    /// Tells a client that there is no place for it.
+    async fn turn_away(&self, mut client: ClientStream, connection: Connection, full: Full) {
+        let answer = self.refuse.refuse(&Refused {
+            connection: &Arc::new(connection),
+            cause: Cause::Full(full),
+            line: b"",
+            length: 0,
+        });
+        if self.turned_away.fetch_add(1, Ordering::Relaxed) < MOST_TURNED_AWAY {
+            let _ = timeout(TURN_AWAY, gate::part_with(&mut client, &answer)).await;
+        }
+        self.turned_away.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// `bytes` are the first of its preface.

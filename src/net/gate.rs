@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::crowd::Full;
 use super::encrypted::EncryptedStream;
 use super::stream::{ClientStream, Connection, Stage};
 use super::tunnel::Tunnel;
@@ -74,6 +75,8 @@ pub enum Cause {
     TimedOut,
     /// The client went away in its middle.
     Closed,
+    /// There is no place for the connection, and nobody has looked at what it brings.
+    Full(Full),
 }
 
 /// What HTTP/1 is spoken on.

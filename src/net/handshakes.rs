@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+
+use super::crowd::network;
 
 /// The clients that have handshakes under way.
 #[derive(Default)]
@@ -68,17 +70,6 @@ impl Drop for Place<'_> {
                 queue.remove();
             }
         }
-    }
-}
-
-/// Whoever has one address of IPv6 has all of its /64.
-fn network(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V6(address) => {
-            let prefix = address.to_bits() & !u128::from(u64::MAX);
-            Ipv6Addr::from_bits(prefix).into()
-        }
-        address => address,
     }
 }
 

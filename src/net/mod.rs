@@ -9,6 +9,7 @@
 //!  accept.rs       one task per socket: connections in, until the listener is closed
 //!  connection.rs   one connection: TLS, HTTP/1 or HTTP/2, waiting between requests
 //!  bounds.rs       how long a client may take, and how much it may send, before anything is known of it
+//!  crowd.rs        how many connections there are, in all and of one client
 //!  handshakes.rs   how many TLS handshakes one client has under way
 //!  beneath.rs      streams in front of streams, and what Pingora asks of them
 //!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
@@ -20,13 +21,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::http::version::{Protocol, Protocols};
-use crate::value::OneOrMany;
+use crate::value::{Cidr, OneOrMany};
 
 #[macro_use]
 mod beneath;
@@ -35,6 +37,7 @@ pub mod accept;
 pub mod bind;
 pub mod bounds;
 pub mod connection;
+pub mod crowd;
 mod encrypted;
 pub mod gate;
 pub mod handshakes;
@@ -45,6 +48,7 @@ mod tunnel;
 
 pub use bind::Bind;
 pub use bounds::Bounds;
+pub use crowd::{Crowd, Room};
 pub use stream::{Connection, MOST_STAND_IN, Open, TcpInfo, TlsFacts, stand_in};
 
 /// One listener: `listeners.NAME`.
@@ -86,7 +90,20 @@ pub struct Listener {
     pub tls: Option<Arc<crate::tls::Acceptor>>,
     pub protocols: Protocols,
     pub bounds: Bounds,
+    /// Peers that stand for many clients, which they name in their requests.
+    pub proxies: Arc<[Cidr]>,
     pub proxy_protocol: Option<proxy_protocol::Config>,
+}
+
+impl Listener {
+    /// Who is counted as one client: not a proxy, nor, where nothing is said of it, a program on this machine, which may be
+    /// one; both stand for many.
+    fn one_client(&self, peer: Option<SocketAddr>) -> Option<IpAddr> {
+        let ip = peer?.ip().to_canonical();
+        let stands_for_many = self.proxies.iter().any(|range| range.contains(ip))
+            || (self.bounds.spares_loopback && ip.is_loopback());
+        (!stands_for_many).then_some(ip)
+    }
 }
 
 /// All listeners of a snapshot, by name.

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -33,6 +33,7 @@ use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::crowd::Crowd;
 use crate::http::head::Limits;
 use crate::http::owed::Terms;
 use crate::tls::Shown;
@@ -234,17 +235,17 @@ pub struct ClientStream {
 }
 
 /// How many connections of one socket are open; they count for their service as well.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Open {
     here: AtomicUsize,
-    of_service: Arc<AtomicUsize>,
+    crowd: Arc<Crowd>,
 }
 
 impl Open {
-    pub fn new(of_service: Arc<AtomicUsize>) -> Arc<Open> {
+    pub fn new(crowd: Arc<Crowd>) -> Arc<Open> {
         Arc::new(Open {
             here: AtomicUsize::new(0),
-            of_service,
+            crowd,
         })
     }
 
@@ -260,7 +261,7 @@ pub(super) struct Slot(Arc<Open>);
 impl Slot {
     pub(super) fn take(open: &Arc<Open>) -> Slot {
         open.here.fetch_add(1, Ordering::Relaxed);
-        open.of_service.fetch_add(1, Ordering::Relaxed);
+        open.crowd.come();
         Slot(open.clone())
     }
 }
@@ -268,17 +269,13 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.here.fetch_sub(1, Ordering::Relaxed);
-        self.0.of_service.fetch_sub(1, Ordering::Release);
+        self.0.crowd.go();
     }
 }
 
 impl ClientStream {
     pub(super) fn new(socket: Socket, peer: Option<SocketAddr>, slot: Slot) -> ClientStream {
-        let fd = match &socket {
-            Socket::Tcp(socket) => socket.as_raw_fd(),
-            Socket::Unix(socket) => socket.as_raw_fd(),
-        };
-        let digest = SocketDigest::from_raw_fd(fd);
+        let digest = SocketDigest::from_raw_fd(socket.descriptor());
         // Known from accept(2): saves a getpeername(2) for each request.
         let _ = digest.peer_addr.set(peer.map(Into::into));
         ClientStream {
@@ -389,6 +386,13 @@ impl ClientStream {
 }
 
 impl Socket {
+    pub(super) fn descriptor(&self) -> RawFd {
+        match self {
+            Socket::Tcp(socket) => socket.as_raw_fd(),
+            Socket::Unix(socket) => socket.as_raw_fd(),
+        }
+    }
+
     /// What comes of a system call that sends, once the socket takes something.
     fn poll_out<T>(
         &self,

@@ -1,6 +1,7 @@
 //! What never became a request: answered and logged here, since no phase hears of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use crate::exchange::transform::Then;
 use crate::exchange::vars::View;
 use crate::exchange::{Body, Failure, Reply};
 use crate::http::head::Fault;
+use crate::net::crowd::Full;
 use crate::net::gate::{Cause, Refuse, Refused};
 use crate::runtime::{Live, Part};
 
@@ -33,7 +35,12 @@ impl Refuse for Refusals {
             Cause::Refused(fault) => failure(fault),
             Cause::TimedOut => Failure::ClientTimeout,
             Cause::Closed => Failure::ClientClosed,
+            Cause::Full(Full::Listener) => Failure::ListenerFull,
+            Cause::Full(Full::Client) => Failure::ClientFull,
         };
+        if let Cause::Refused(_) = refused.cause {
+            self.live.malformed.fetch_add(1, Ordering::Relaxed);
+        }
         let snapshot = self.live.load();
         let mut cx = super::begin(&snapshot, refused.connection.clone());
         cx.failure = Some(failure);

@@ -19,6 +19,7 @@ use super::swap::{self, Swapper};
 use super::systemd;
 use super::upgrade::{Inheritance, Receiver, Sockets};
 use crate::admin::Endpoint;
+use crate::net::Room;
 use crate::net::bind::{Bind, ListenSocket};
 use crate::phases;
 use crate::runtime::reload::{Document, Loaded, Reloader, Source};
@@ -289,7 +290,7 @@ fn serve(start: Start) -> Arc<Live> {
     server.bootstrap();
     snapshot.present_certificates();
     snapshot.warn_of_key_logs();
-    let live = Arc::new(Live::new(snapshot.clone()));
+    let live = Arc::new(Live::new(snapshot.clone(), Room::of_process()));
     let edge = phases::Edge::new(&server.configuration, live.clone());
     let (edge, edge_handle) = ListenerService::new(
         Part::Edge,

@@ -119,7 +119,7 @@ impl Handle {
 
     fn open(&self, socket: ListenSocket, listener: Arc<Listener>) -> Door {
         let (socket, listener) = (Arc::new(socket), Arc::new(ArcSwap::new(listener)));
-        let open = Open::new(self.live.open(self.part).clone());
+        let open = Open::new(self.live.crowd(self.part).clone());
         Door {
             drain: self.accept(&socket, &open, &listener),
             socket,
@@ -153,7 +153,7 @@ impl Handle {
 
     /// Connections that are open now.
     pub fn open_connections(&self) -> usize {
-        self.live.open(self.part).load(Ordering::Acquire)
+        self.live.crowd(self.part).open()
     }
 
     /// Whether there is, or may still come in, a connection to serve: an accept loop that has not yet heard of the
@@ -242,7 +242,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ListenerService<A> {
         tasks_per_socket: usize,
     ) -> (ListenerService<A>, Handle) {
         let (sender, events) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(app, refuse));
+        let shared = Arc::new(Shared::new(app, refuse, live.crowd(part).clone()));
         let handle = Handle {
             part,
             events: sender,

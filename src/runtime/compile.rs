@@ -21,7 +21,7 @@ use crate::net::{Bind, Bounds, Listener, Listeners};
 use crate::pool::{Names, Pool};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, Resolver, TicketKeys};
-use crate::value::{OneOrMany, OrOff, Span};
+use crate::value::{Cidr, OneOrMany, OrOff, Span};
 
 const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
 const DEFAULT_UPGRADE_SOCK: &str = "/tmp/weir_upgrade.sock";
@@ -314,6 +314,7 @@ fn companion(config: &Config, b: &mut Build<'_>) -> (Listeners, Statics) {
             tls: None,
             protocols: Protocols::ALL,
             bounds: Bounds::default(),
+            proxies: Arc::default(),
             proxy_protocol: None,
         };
         listeners.insert(name.clone(), listener);
@@ -344,6 +345,7 @@ fn edge(
 ) -> Listeners {
     let at = At::Root.key("listeners");
     let mut listeners = Listeners::new();
+    let proxies: Arc<[Cidr]> = config.trusted_proxies.as_slice().into();
     for (name, own) in &config.listeners {
         let at = at.key(name);
         let name: Arc<str> = name.as_str().into();
@@ -376,6 +378,7 @@ fn edge(
                 tls: acceptor,
                 protocols,
                 bounds,
+                proxies: proxies.clone(),
                 proxy_protocol: own.proxy_protocol.clone(),
             },
         );

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ use crate::filter::Chain;
 use crate::handler::Handler;
 use crate::handler::files::Files;
 use crate::log::{self, AccessLogs};
-use crate::net::{Bind, Listeners, Open};
+use crate::net::{Bind, Crowd, Listeners, Open, Room};
 use crate::pool::Pool;
 use crate::router::Router;
 use crate::tls::TicketKeys;
@@ -200,8 +200,10 @@ impl Snapshot {
 pub struct Live {
     snapshot: ArcSwap<Snapshot>,
     started: SystemTime,
-    /// Client connections that are open now, of the edge and of the companion.
-    open: [Arc<AtomicUsize>; 2],
+    /// Client connections, of the edge and of the companion.
+    crowds: [Arc<Crowd>; 2],
+    /// What could not be read as a request.
+    pub malformed: AtomicU64,
     draining: AtomicBool,
     /// What requests come to.
     pub figures: Figures,
@@ -242,11 +244,13 @@ impl Older {
 }
 
 impl Live {
-    pub fn new(snapshot: Arc<Snapshot>) -> Live {
+    /// Clients come into `room`.
+    pub fn new(snapshot: Arc<Snapshot>, room: Arc<Room>) -> Live {
         Live {
             started: snapshot.since,
             snapshot: ArcSwap::new(snapshot),
-            open: Default::default(),
+            crowds: [Crowd::new(room.clone()), Crowd::new(room)],
+            malformed: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             figures: Figures::default(),
             probation: Mutex::default(),
@@ -299,11 +303,11 @@ impl Live {
         self.started
     }
 
-    /// Counts the open connections of one part.
-    pub fn open(&self, part: Part) -> &Arc<AtomicUsize> {
+    /// The connections of one part.
+    pub fn crowd(&self, part: Part) -> &Arc<Crowd> {
         match part {
-            Part::Edge => &self.open[0],
-            Part::Companion => &self.open[1],
+            Part::Edge => &self.crowds[0],
+            Part::Companion => &self.crowds[1],
         }
     }
 
@@ -347,7 +351,6 @@ impl Live {
 
     /// All open connections.
     pub fn connections(&self) -> usize {
-        let counts = self.open.iter();
-        counts.map(|count| count.load(Ordering::Relaxed)).sum()
+        self.crowds.iter().map(|crowd| crowd.open()).sum()
     }
 }

@@ -1,10 +1,11 @@
 //! How the process is doing: what the `status` action and the admin socket answer, and `weir status` reads.
 
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Live, Snapshot};
+use super::{Live, Part, Snapshot};
 use crate::handler::files::OpenFiles;
 use crate::pool::PoolStatus;
 
@@ -26,6 +27,16 @@ pub struct Status {
     pub since: u64,
     /// Client connections that are open now.
     pub connections: usize,
+    /// How often new ones had to wait because descriptors ran short, and how often the system had none.
+    #[serde(default)]
+    pub waits: u64,
+    #[serde(default)]
+    pub exhausted: u64,
+    /// What could not be read as a request.
+    #[serde(default)]
+    pub malformed: u64,
+    #[serde(default)]
+    pub listeners: Vec<ListenerStatus>,
     /// Former configurations that are in use still, oldest first.
     pub older: Vec<Generation>,
     pub pools: Vec<PoolStatus>,
@@ -33,6 +44,20 @@ pub struct Status {
     #[serde(default)]
     pub files: Vec<FilesStatus>,
     pub certificates: Vec<Certificate>,
+}
+
+/// A listener, or a `static:` entry, and its bounds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// As a key path: `listeners.http`.
+    pub name: String,
+    pub connections: usize,
+    pub most_connections: usize,
+    pub most_per_client: usize,
+    /// Connections that were turned away because there were too many in all.
+    pub refused: u64,
+    /// Connections that were turned away because their client had too many.
+    pub refused_of_one: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,6 +117,7 @@ pub struct Generation {
 impl Status {
     pub fn of(live: &Live, now: SystemTime) -> Status {
         let snapshot = live.load();
+        let room = live.crowd(Part::Edge).room();
         let uptime = now.duration_since(live.started()).unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -113,6 +139,10 @@ impl Status {
             generation: snapshot.generation,
             since: seconds(snapshot.since),
             connections: live.connections(),
+            waits: room.waits.count(),
+            exhausted: room.exhausted.count(),
+            malformed: live.malformed.load(Ordering::Relaxed),
+            listeners: listeners(live, &snapshot),
             older: live.older(),
             pools: snapshot.pools.values().map(|pool| pool.status()).collect(),
             files: files(&snapshot),
@@ -127,6 +157,27 @@ impl Status {
         json.push(b'\n');
         json
     }
+}
+
+fn listeners(live: &Live, snapshot: &Snapshot) -> Vec<ListenerStatus> {
+    let parts = [(Part::Edge, "listeners"), (Part::Companion, "static")];
+    let of = |(part, section): (Part, &str)| {
+        let crowd = live.crowd(part);
+        let each = snapshot.listeners(part).values();
+        let status = each.map(|listener| {
+            let counts = crowd.counts(&listener.name);
+            ListenerStatus {
+                name: format!("{section}.{}", listener.name),
+                connections: counts.open,
+                most_connections: listener.bounds.most.in_all,
+                most_per_client: listener.bounds.most.of_one,
+                refused: counts.refused,
+                refused_of_one: counts.refused_of_one,
+            }
+        });
+        status.collect::<Vec<_>>()
+    };
+    parts.into_iter().flat_map(of).collect()
 }
 
 fn files(snapshot: &Snapshot) -> Vec<FilesStatus> {
