@@ -142,13 +142,20 @@ fn answers_of_backends_get_the_pages_only_if_they_are_to() {
             );
         }
     }
-    let head = weir.fetch(&Request::new("HEAD", "/"));
-    assert_eq!(
-        (head.status, head.header("content-length")),
-        (404, Some("4"))
-    );
+    // the connection goes on
+    let mut connection = weir.connect();
+    for method in ["GET", "HEAD", "GET"] {
+        let answer = connection
+            .fetch(&Request::new(method, "/"))
+            .expect("an answer");
+        assert_eq!(
+            (answer.status, answer.header("content-length")),
+            (404, Some("4"))
+        );
+        assert_eq!(answer.header("connection"), Some("keep-alive"));
+    }
     // it is no failure of weir's, nor one for which the backend is ejected
-    for line in weir.access_lines(6) {
+    for line in weir.access_lines(8) {
         assert!(line.ends_with(r#""-" "-""#), "{line}");
     }
     assert_eq!(weir.get("/theirs").status, 404);
@@ -167,6 +174,41 @@ fn backend_without_a_body_gets_a_page_as_well_and_pages_are_compressed() {
     assert!(page.starts_with(b"it is our fault"));
     let answer = weir.get("/theirs");
     assert_eq!((answer.status, answer.text()), (500, ""));
+}
+
+#[test]
+fn nobody_waits_for_the_body_of_a_backend_that_gets_a_page() {
+    // of which the end never comes
+    let body = "x".repeat(1 << 20);
+    let app = Origin::raw(&format!(
+        "HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 10485760\r\n\r\n{body}"
+    ));
+    let weir = start(&app);
+    let mut connection = weir.connect();
+    for _ in 0..2 {
+        let answer = connection.fetch(&get("/")).expect("an answer");
+        assert_eq!((answer.status, answer.text()), (404, "ours"));
+    }
+}
+
+#[test]
+fn backend_that_speaks_http2_gets_a_page_too() {
+    let app = super::harness::secure::SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools: { app: { backends: ['{app}'], protocol: h2c } }
+        sites:
+          main:
+            hosts: '*'
+            errors: { 404: { body: ours }, intercept: true }
+            routes: [{ proxy: app }]
+        ",
+    );
+    for target in ["/404", "/404/empty"] {
+        let answer = weir.get(target);
+        assert_eq!((answer.status, answer.text()), (404, "ours"), "{target}");
+    }
 }
 
 #[test]

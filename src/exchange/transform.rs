@@ -57,6 +57,11 @@ impl Transforms {
         self.0.push(Mutex::new(transform));
     }
 
+    /// Puts a transform before all others.
+    pub fn add_first(&mut self, transform: Box<dyn Transform>) {
+        self.0.insert(0, Mutex::new(transform));
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -87,6 +92,26 @@ impl Transforms {
 impl fmt::Debug for Transforms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Transforms({})", self.0.len())
+    }
+}
+
+/// Another body in place of the one that comes, of which nothing is waited for.
+pub struct Instead(Option<Bytes>);
+
+impl Instead {
+    pub fn new(body: Bytes) -> Instead {
+        Instead(Some(body))
+    }
+}
+
+impl Transform for Instead {
+    fn push(&mut self, _piece: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        out.extend(self.0.take().unwrap_or_default());
+        Ok(())
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        self.push(&[], out)
     }
 }
 
@@ -212,6 +237,22 @@ mod tests {
         assert_eq!(pass("d", Then::Pause), "bcd");
         assert_eq!(pass("", Then::Pause), "");
         assert_eq!(pass("e", Then::End), "e12");
+    }
+
+    #[test]
+    fn another_body_comes_with_the_first_piece_or_the_end() {
+        for pieces in [&["a", "b"][..], &["a"], &[]] {
+            let mut transforms = Transforms::default();
+            transforms.add(Box::new(Late::default()));
+            transforms.add_first(Box::new(Instead::new(Bytes::from_static(b"page"))));
+            let mut out = Vec::new();
+            for piece in pieces {
+                out.extend(transforms.pass(Bytes::from(*piece), Then::Pause).unwrap());
+                assert_eq!(out, b"page");
+            }
+            out.extend(transforms.pass(Bytes::new(), Then::End).unwrap());
+            assert_eq!(out, b"page");
+        }
     }
 
     #[test]

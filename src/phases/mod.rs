@@ -16,8 +16,10 @@ use pingora::{Error, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::exchange::named::Memo;
+use crate::exchange::transform::{self, Instead};
 use crate::exchange::vars::View;
-use crate::exchange::{Body, Cx, Failure, Reply, transform};
+use crate::exchange::{Body, Cx, Failure, Reply};
+use crate::filter::errors::Errors;
 use crate::filter::{Chain, Flow};
 use crate::handler::Handler;
 use crate::handler::files::Elsewhere;
@@ -74,7 +76,9 @@ pub struct Exchange {
     method: Method,
     /// Whether a policy changes the body of a backend's answer.
     is_body_changing: bool,
-    /// What the client gets in place of a backend's error: its header, and a page of weir's.
+    /// Whether a page takes the place of the body of a backend's error, which is on its way.
+    is_body_replaced: bool,
+    /// What the client gets in place of a backend's error that has no body.
     intercepted: Option<Reply>,
     stage: Stage,
 }
@@ -164,10 +168,16 @@ impl Exchange {
     /// Takes an error of a backend for one that weir has a page for, if it is to.
     ///
     /// # Errors
-    /// When it is. To Pingora the backend has failed then, for it knows no other way to drop a body that has not begun.
-    fn intercept(&mut self, response: &ResponseHeader) -> Result<()> {
+    /// When it is, and the backend sends no body that the page could take the place of. To Pingora the try has failed then:
+    /// it has no other way to send a body that does not come from a backend.
+    fn intercept(&mut self, request: &RequestHeader, response: &ResponseHeader) -> Result<()> {
         let errors = self.chain().errors.as_ref();
-        if !errors.is_some_and(|errors| errors.intercepts(response.status.as_u16())) {
+        let is_for_page = |errors: &Arc<Errors>| errors.intercepts(response.status.as_u16());
+        if !errors.is_some_and(is_for_page) || grpc::is_grpc(&request.headers) {
+            return Ok(());
+        }
+        if request.method == Method::HEAD || has_body(response) {
+            self.is_body_replaced = true;
             return Ok(());
         }
         let mut head = response.clone();
@@ -243,6 +253,7 @@ impl ProxyHttp for Weir {
             snapshot,
             method: Method::GET,
             is_body_changing: false,
+            is_body_replaced: false,
             intercepted: None,
             stage: Stage::Request,
         }
@@ -354,7 +365,7 @@ impl ProxyHttp for Weir {
         let replay = replay(session, &x.cx);
         x.attempts
             .header(proxy, &mut x.cx, response, replay, Instant::now())?;
-        x.intercept(response)
+        x.intercept(session.req_header(), response)
     }
 
     fn upstream_response_body_filter(
@@ -392,7 +403,16 @@ impl ProxyHttp for Weir {
             // HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
             response.remove_header(&header::TRANSFER_ENCODING);
         }
-        let transforms = send::finish_header(session.as_downstream_mut(), response, x);
+        let page = match x.is_body_replaced {
+            true => send::replace_with_own_page(response, x.chain(), &x.cx, session.req_header()),
+            false => None,
+        };
+        let mut transforms = send::finish_header(session.as_downstream_mut(), response, x);
+        if let Some(page) = page
+            && session.req_header().method != Method::HEAD
+        {
+            transforms.add_first(Box::new(Instead::new(page)));
+        }
         if !transforms.is_empty() {
             body::change(session, transforms);
             x.is_body_changing = true;
@@ -746,6 +766,15 @@ impl Exchange {
         let peer = self.cx.connection.peer_ip();
         !ranges.is_empty()
             && peer.is_some_and(|peer| ranges.iter().any(|range| range.contains(peer)))
+    }
+}
+
+/// Whether a backend has announced a body, in answer to any method but HEAD; over HTTP/2, without a length, it need not
+/// come.
+fn has_body(response: &ResponseHeader) -> bool {
+    match response.headers.get(header::CONTENT_LENGTH) {
+        Some(length) => length.as_bytes().iter().any(|digit| *digit != b'0'),
+        None => response.version != Version::HTTP_2,
     }
 }
 

@@ -12,7 +12,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::{Exchange, grpc};
-use crate::exchange::transform::{Then, is_bodiless};
+use crate::exchange::transform::{Then, is_bodiless, replace_body};
 use crate::exchange::vars::View;
 use crate::exchange::{Body, Cx, Failure, Parts, Reply, Transforms, disk};
 use crate::filter::Chain;
@@ -298,22 +298,47 @@ pub(super) fn with_own_page(
     cx: &Cx,
     request: &RequestHeader,
 ) -> Reply {
-    let Some(errors) = &chain.errors else {
-        return reply;
-    };
-    if !wants_page(&reply) || grpc::is_grpc(&request.headers) {
-        return reply;
+    if wants_page(&reply)
+        && let Some((kind, page)) = own_page(&reply.head, chain, cx, request)
+    {
+        set_page(&mut reply.head, kind, page.len());
+        reply.body = Body::Bytes(page);
+    }
+    reply
+}
+
+/// Gives the header of a backend's error, of which the body is on its way, the page that takes its place.
+pub(super) fn replace_with_own_page(
+    head: &mut ResponseHeader,
+    chain: &Chain,
+    cx: &Cx,
+    request: &RequestHeader,
+) -> Option<Bytes> {
+    replace_body(head);
+    let (kind, page) = own_page(head, chain, cx, request)?;
+    set_page(head, kind, page.len());
+    Some(page)
+}
+
+/// Type and body of the page that the policies have for an error. Calls of gRPC get none: they have their own way to
+/// tell.
+fn own_page(
+    head: &ResponseHeader,
+    chain: &Chain,
+    cx: &Cx,
+    request: &RequestHeader,
+) -> Option<(HeaderValue, Bytes)> {
+    let errors = chain.errors.as_ref()?;
+    if grpc::is_grpc(&request.headers) {
+        return None;
     }
     let view = View {
         cx,
         request,
-        response: Some(reply.head.as_ref()),
+        response: Some(head),
         wall: SystemTime::now(),
     };
-    if let Some((kind, page)) = errors.page(reply.head.status.as_u16(), &view) {
-        set_page(&mut reply, kind, page);
-    }
-    reply
+    errors.page(head.status.as_u16(), &view)
 }
 
 /// Whether an answer is an error and says no more than that.
@@ -327,11 +352,10 @@ fn is_error(status: StatusCode) -> bool {
     status.is_client_error() || status.is_server_error()
 }
 
-fn set_page(reply: &mut Reply, kind: HeaderValue, page: Bytes) {
+fn set_page(head: &mut ResponseHeader, kind: HeaderValue, length: usize) {
     // Static names with values made here cannot be refused.
-    let _ = reply.head.insert_header(header::CONTENT_TYPE, kind);
-    let _ = reply.head.insert_header(header::CONTENT_LENGTH, page.len());
-    reply.body = Body::Bytes(page);
+    let _ = head.insert_header(header::CONTENT_TYPE, kind);
+    let _ = head.insert_header(header::CONTENT_LENGTH, length);
 }
 
 /// Gives an error without a body a small page: JSON for clients that prefer it, HTML for all others.
@@ -357,7 +381,8 @@ pub(super) fn with_page(mut reply: Reply, request: &RequestHeader) -> Reply {
             HeaderValue::from_static("text/html; charset=utf-8"),
         ),
     };
-    set_page(&mut reply, kind, page.into());
+    set_page(&mut reply.head, kind, page.len());
+    reply.body = Body::Bytes(page.into());
     reply
 }
 

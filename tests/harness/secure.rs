@@ -238,7 +238,7 @@ async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin, facts: &str, skills:
     }
 }
 
-/// An answer with trailers, as gRPC has it.
+/// An answer with trailers, as gRPC has it; below `/404` with that status, and at `/empty` a header that is all.
 async fn answer(
     request: Request<h2::RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -248,13 +248,19 @@ async fn answer(
     if let Some(crowd) = crowd {
         crowd.wait().await;
     }
-    let mut head = Response::builder().status(200);
+    let path = request.uri().path().to_owned();
+    let status = if path.starts_with("/404") { 404 } else { 200 };
+    let mut head = Response::builder().status(status);
+    if path.ends_with("/empty") {
+        respond.send_response(head.body(()).expect("a fixed head"), true)?;
+        return Ok(());
+    }
     let kind = request.headers().get(http::header::CONTENT_TYPE);
     if let Some(kind) = kind {
         head = head.header(http::header::CONTENT_TYPE, kind);
     }
     let mut body = respond.send_response(head.body(()).expect("a fixed head"), false)?;
-    if request.uri().path() == "/echo" {
+    if path == "/echo" {
         let mut parts = request.into_body();
         while let Some(part) = parts.data().await {
             let part = part?;
