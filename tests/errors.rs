@@ -80,6 +80,66 @@ fn errors_without_a_body_get_the_page_of_their_status() {
 }
 
 #[test]
+fn page_may_be_what_a_route_answers() {
+    let app = Origin::raw("HTTP/1.1 500 Oops\r\nContent-Length: 3\r\nX-Kept: 1\r\n\r\nbad");
+    let weir = Weir::with("app", &app)
+        .file("www/sorry/index.html", "<p>sorry</p>")
+        .start(
+            "
+        listeners:
+          http: { bind: '127.0.0.1:{http}' }
+          https: { bind: '127.0.0.1:{https}', tls: {} }
+        pools: { app: { backends: ['{app}'] }, dead: { backends: ['127.0.0.1:{nobody}'] } }
+        sites:
+          main:
+            hosts: '*'
+            tls: { self_signed: true }
+            errors: { 400-599: { path: /sorry/ }, 404: { path: /gone }, intercept: true }
+            routes:
+              - { match: { prefix: /sorry }, access: { deny: all }, files: www }
+              - { match: { path: /gone }, respond: { status: 200, body: 'gone from $host$uri' } }
+              - { match: { path: /closed }, respond: { status: 503 } }
+              - { match: { path: /dead }, proxy: dead }
+              - { match: { prefix: /app }, proxy: app }
+        ",
+        );
+    let mut http2 = weir.connect_http2("localhost");
+    for (target, status, page) in [
+        ("/closed", 503, "<p>sorry</p>"),
+        ("/dead", 502, "<p>sorry</p>"),
+        ("/app", 500, "<p>sorry</p>"),
+        ("/nothing", 404, "gone from localhost/gone"),
+        // its own policies refuse it, its page is still shown
+        ("/sorry/", 403, "<p>sorry</p>"),
+    ] {
+        for request in [get(target), post(target, "x").header("Range", "bytes=0-1")] {
+            for answer in [
+                weir.fetch(&request),
+                http2.fetch(&request).expect("an answer"),
+            ] {
+                assert_eq!((answer.status, answer.text()), (status, page), "{target}");
+                let length = page.len().to_string();
+                assert_eq!(answer.header("content-length"), Some(length.as_str()));
+                assert_eq!(answer.header("etag"), None);
+            }
+        }
+    }
+    assert_eq!(weir.get("/app").header("x-kept"), Some("1"));
+    let head = weir.fetch(&Request::new("HEAD", "/closed"));
+    assert_eq!(
+        (head.status, head.header("content-length")),
+        (503, Some("12"))
+    );
+    let lines = weir.access_lines(22);
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.contains("\"GET /closed HTTP/1.1\" 503 12")),
+        "{lines:?}"
+    );
+}
+
+#[test]
 fn pages_are_read_when_the_configuration_is() {
     let setup = Setup::new().file("404.html", "first");
     let site = "errors: { 404: { file: 404.html } }\nroutes: [{ respond: { status: 404 } }]";

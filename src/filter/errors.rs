@@ -11,6 +11,9 @@
 //! refuses or cannot do, and, with `intercept`, for what a backend answers with such a status. The status stays. What
 //! failed before a site was found gets the pages of `defaults`. nginx: `error_page`, `proxy_intercept_errors`.
 //!
+//! A page can also be what a route of the site answers (`path`): its action alone, as for a GET of that path, without
+//! policies. A route that leads to a backend has none: that is where errors come from.
+//!
 //! Files are read when the configuration is: a page is wanted most where things go wrong, as on a disk that is gone.
 //!
 //! Levels merge by status: what the nearest level says about a status is all that holds for it, and within a level the
@@ -18,6 +21,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,24 +35,55 @@ use super::Filter;
 use crate::build::Build;
 use crate::exchange::page::{self, Page};
 use crate::exchange::vars::View;
-use crate::issue::At;
-use crate::value::{OrOff, Short};
+use crate::http::path;
+use crate::issue::{At, KeyPath};
+use crate::value::{FromShort, OrOff, Short};
 
 /// Own pages for errors.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Config {
     /// By status (`404`) or range (`500-599`), as written; `off` brings weir's own page back.
-    pub pages: IndexMap<String, OrOff<Short<page::Config>>>,
+    pub pages: IndexMap<String, OrOff<Short<Entry>>>,
     /// Whether the answers of backends with these statuses get the pages too, in place of their bodies. Default false.
     /// nginx: `proxy_intercept_errors`.
     pub intercept: Option<bool>,
 }
 
+/// What is shown: `file`, `body` or `path`; a text alone is short for `{ body: TEXT }`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Entry {
+    /// A file that holds the page, of 1MiB at most. It is read when the configuration is loaded.
+    pub file: Option<PathBuf>,
+    /// The page itself, with variables. In HTML, XML and JSON their values are escaped.
+    pub body: Option<String>,
+    /// `Content-Type` of the page. Default: by the extension of the file; `text/html; charset=utf-8` for a body.
+    pub content_type: Option<String>,
+    /// The path of a page that a route of the same site answers by itself.
+    pub path: Option<String>,
+}
+
+impl FromShort for Entry {
+    fn from_short(body: &str) -> Result<Entry, String> {
+        Ok(Entry {
+            body: Some(body.to_owned()),
+            ..Entry::default()
+        })
+    }
+}
+
 #[derive(Debug)]
 pub struct Errors {
     /// The first whose range holds a status counts.
-    pages: Vec<(Statuses, Option<Arc<Page>>)>,
+    pages: Vec<(Statuses, Option<Arc<Shown>>)>,
     intercept: Option<bool>,
+}
+
+#[derive(Debug)]
+enum Shown {
+    Page(Page),
+    /// What a route answers; where that was written.
+    Route(String, KeyPath),
 }
 
 /// Statuses of errors, both ends included.
@@ -60,7 +95,7 @@ struct Statuses {
 
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Errors> {
-        let mut pages: Vec<(Statuses, Option<Arc<Page>>)> = Vec::new();
+        let mut pages: Vec<(Statuses, Option<Arc<Shown>>)> = Vec::new();
         for (written, page) in &self.pages {
             let at = at.key(written);
             let Some(statuses) = Statuses::parse(written) else {
@@ -89,10 +124,59 @@ impl Config {
     }
 }
 
+impl Entry {
+    fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Shown> {
+        let Some(written) = &self.path else {
+            let page = page::Config {
+                file: self.file.clone(),
+                body: self.body.clone(),
+                content_type: self.content_type.clone(),
+            };
+            return page.compile(at, b).map(Shown::Page);
+        };
+        if self.file.is_some() || self.body.is_some() || self.content_type.is_some() {
+            b.error(
+                at,
+                "what is shown is a file, a body or what a route answers",
+            )
+            .hint("give `file`, `body` or `path`");
+            return None;
+        }
+        let at = at.key("path");
+        let is_normal = path::normalise(written).is_ok_and(|normal| normal == written.as_str());
+        if !is_normal || !written.starts_with('/') {
+            b.error(&at, format!("`{written}` is not the path of a page"))
+                .hint("it begins with `/`, as in a URL");
+            return None;
+        }
+        Some(Shown::Route(written.clone(), at.to_path()))
+    }
+}
+
 impl Errors {
     /// Type and body of the page for an answer of this status; `view` has its header.
     pub fn page(&self, status: u16, view: &View<'_>) -> Option<(HeaderValue, Bytes)> {
-        Some(self.find(status)?.render(view))
+        match self.find(status)? {
+            Shown::Page(page) => Some(page.render(view)),
+            Shown::Route(..) => None,
+        }
+    }
+
+    /// The path of which a route answers with the page for this status.
+    pub fn route(&self, status: u16) -> Option<&str> {
+        match self.find(status)? {
+            Shown::Page(_) => None,
+            Shown::Route(path, _) => Some(path),
+        }
+    }
+
+    /// All such paths, and where they were written.
+    pub fn routes(&self) -> impl Iterator<Item = (&str, &KeyPath)> {
+        let shown = self.pages.iter().filter_map(|(_, shown)| shown.as_deref());
+        shown.filter_map(|shown| match shown {
+            Shown::Page(_) => None,
+            Shown::Route(path, at) => Some((path.as_str(), at)),
+        })
     }
 
     /// Whether an answer of a backend with this status gets a page of these in place of its body.
@@ -100,9 +184,9 @@ impl Errors {
         self.intercept.unwrap_or(false) && self.find(status).is_some()
     }
 
-    fn find(&self, status: u16) -> Option<&Arc<Page>> {
+    fn find(&self, status: u16) -> Option<&Shown> {
         let holds = |(statuses, _): &&(Statuses, _)| statuses.contain(status);
-        self.pages.iter().find(holds)?.1.as_ref()
+        self.pages.iter().find(holds)?.1.as_deref()
     }
 }
 
@@ -193,7 +277,7 @@ impl JsonSchema for Config {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let page = generator.subschema_for::<OrOff<Short<page::Config>>>();
+        let page = generator.subschema_for::<OrOff<Short<Entry>>>();
         json_schema!({
             "description": "Own pages for errors, by status (`404`) or range (`500-599`).",
             "type": "object",

@@ -168,7 +168,7 @@ impl Exchange {
     /// Takes an error of a backend for one that weir has a page for, if it is to.
     ///
     /// # Errors
-    /// When it is, and the backend sends no body that the page could take the place of. To Pingora the try has failed then:
+    /// When it is, and the backend sends no body that the page could take the place of, or a route has the page. To Pingora the try has failed then:
     /// it has no other way to send a body that does not come from a backend.
     fn intercept(&mut self, request: &RequestHeader, response: &ResponseHeader) -> Result<()> {
         let errors = self.chain().errors.as_ref();
@@ -176,7 +176,9 @@ impl Exchange {
         if !errors.is_some_and(is_for_page) || grpc::is_grpc(&request.headers) {
             return Ok(());
         }
-        if request.method == Method::HEAD || has_body(response) {
+        let status = response.status.as_u16();
+        let of_route = errors.is_some_and(|errors| errors.route(status).is_some());
+        if !of_route && (request.method == Method::HEAD || has_body(response)) {
             self.is_body_replaced = true;
             return Ok(());
         }
@@ -464,6 +466,7 @@ impl ProxyHttp for Weir {
             let error_code = reply.head.status.as_u16();
             // As below.
             session.set_keepalive(None);
+            let reply = with_page_of_route(reply, session.req_header(), x, &self.live).await;
             let _ = send::reply(session.as_downstream_mut(), x, reply).await;
             return FailToProxy {
                 error_code,
@@ -477,6 +480,7 @@ impl ProxyHttp for Weir {
         report(session.req_header(), x, failure, e);
         if !has_begun(session) && failure.reaches_client() {
             let reply = send::failure(failure);
+            let reply = with_page_of_route(reply, session.req_header(), x, &self.live).await;
             // Pingora closes the connection after this; the client is to know.
             session.set_keepalive(None);
             let client = session.as_downstream_mut();
@@ -658,6 +662,11 @@ fn client(request: &RequestHeader, cx: &Cx, snapshot: &Snapshot) -> Option<std::
 
 /// The answer that needs no backend; `None` when the request is to be proxied.
 async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Option<Reply> {
+    let reply = answer_as_it_is(request, x, live).await?;
+    Some(with_page_of_route(reply, request, x, live).await)
+}
+
+async fn answer_as_it_is(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Option<Reply> {
     if let Some(failure) = x.cx.failure {
         return Some(send::failure(failure));
     }
@@ -677,6 +686,66 @@ async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Optio
             Some(send::failure(failure))
         }
     }
+}
+
+/// Gives an error without a body the page that a route of its site answers with, if the policies say so: its action, as for
+/// a GET of that path, without its policies.
+async fn with_page_of_route(
+    mut reply: Reply,
+    request: &RequestHeader,
+    x: &mut Exchange,
+    live: &Live,
+) -> Reply {
+    let status = reply.head.status.as_u16();
+    let errors = x.chain().errors.as_ref();
+    let Some(path) = errors.and_then(|errors| errors.route(status)) else {
+        return reply;
+    };
+    if !send::wants_page(&reply) || grpc::is_grpc(&request.headers) {
+        return reply;
+    }
+    let path = path.to_owned();
+    let Some((get, route, captures)) = page_request(&path, request, x) else {
+        return reply;
+    };
+    let path = std::mem::replace(&mut x.cx.path, path);
+    let captures = std::mem::replace(&mut x.cx.captures, captures);
+    let target = x.cx.target.take();
+    let page = act(&route, &get, x, live).await;
+    (x.cx.path, x.cx.captures, x.cx.target) = (path, captures, target);
+    if let Ok(Outcome::Reply(page)) = page
+        && page.head.status == StatusCode::OK
+    {
+        for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::VARY] {
+            if let Some(value) = page.head.headers.get(&name) {
+                // It was in a header already.
+                let _ = reply.head.insert_header(name, value);
+            }
+        }
+        reply.body = page.body;
+    }
+    reply
+}
+
+/// The request for a page in place of an error, and who answers it.
+fn page_request(
+    path: &str,
+    request: &RequestHeader,
+    x: &Exchange,
+) -> Option<(RequestHeader, Arc<Route>, Vec<String>)> {
+    let target: String = path::encode(path).collect();
+    let mut get = RequestHeader::build(Method::GET, target.as_bytes(), None).ok()?;
+    for name in [header::HOST, header::ACCEPT, header::ACCEPT_ENCODING] {
+        if let Some(value) = request.headers.get(&name) {
+            get.insert_header(name, value).ok()?;
+        }
+    }
+    let router = &x.snapshot.router;
+    let site = router.find_site(&x.cx.connection.listener, &x.cx.host)?;
+    let mut captures = Vec::new();
+    let route = site.find_route(&facts(&get, &x.cx, path), &mut captures)?;
+    let route = route.handler.answers_itself().then(|| route.clone())?;
+    Some((get, route, captures))
 }
 
 /// What a route has for a request.

@@ -342,7 +342,7 @@ fn own_page(
 }
 
 /// Whether an answer is an error and says no more than that.
-fn wants_page(reply: &Reply) -> bool {
+pub(super) fn wants_page(reply: &Reply) -> bool {
     is_error(reply.head.status)
         && matches!(reply.body, Body::Empty)
         && !reply.head.headers.contains_key(header::CONTENT_TYPE)

@@ -1,6 +1,6 @@
 //! From the file's sites and routes to the router: resolves names, builds the tables, finds what can never be reached.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::condition::Conditions;
@@ -11,7 +11,7 @@ use super::{Route, Router, Site};
 use crate::build::Build;
 use crate::filter::{Chain, Filters};
 use crate::handler::Handler;
-use crate::issue::At;
+use crate::issue::{At, KeyPath};
 use crate::value::{hint, pattern};
 
 impl Router {
@@ -150,6 +150,7 @@ impl config::Site {
         if site.routes.len() == self.routes.len() {
             site.warn_unreachable(&at, b);
             site.warn_of_dead_ends(&at, b);
+            site.check_error_pages(b);
         }
         site
     }
@@ -194,6 +195,32 @@ impl Site {
                 )
                 .hint("404 answers; a route for it has to stand before this one");
             }
+        }
+    }
+}
+
+impl Site {
+    /// Refuses paths of error pages that no route of the site answers by itself.
+    fn check_error_pages(&self, b: &mut Build<'_>) {
+        let chains = self.routes.iter().map(|route| &route.chain);
+        let errors = chains.filter_map(|chain| chain.errors.as_ref());
+        // routes share what they inherit
+        let paths: BTreeMap<String, (&str, &KeyPath)> = errors
+            .flat_map(|errors| errors.routes())
+            .map(|(path, at)| (at.to_string(), (path, at)))
+            .collect();
+        for (path, at) in paths.into_values() {
+            let taker = self.routes.iter().find(|route| route.path.matches(path));
+            if taker.is_some_and(|route| route.handler.answers_itself()) {
+                continue;
+            }
+            let message = format!(
+                "no route of site `{}` answers `{path}` by itself",
+                self.name
+            );
+            b.issues
+                .error_at(at.clone(), message)
+                .hint("a route to a backend cannot: its errors would need a page as well");
         }
     }
 }
