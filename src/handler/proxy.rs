@@ -151,7 +151,7 @@ impl Proxy {
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
             // A hundred answers may wait at once for one client to take them.
-            small_pieces: session.is_http2(),
+            small_pieces: session.is_custom(),
             deadline,
             ends: ends(cx),
         };
@@ -413,6 +413,13 @@ impl Attempts {
     pub fn received(&self, bytes: usize, end: bool) {
         if let Some(line) = &self.line {
             line.received(bytes, end);
+        }
+    }
+
+    /// What was read of the answer's body is on its way to the client, which may take it slowly.
+    pub fn passed(&self, slow: bool) {
+        if let Some(line) = &self.line {
+            line.passed(slow);
         }
     }
 

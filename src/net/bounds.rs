@@ -45,6 +45,10 @@ pub struct Http {
     pub underscores: bool,
     /// Requests of one HTTP/2 connection that are open at a time. Default 128. nginx: `http2_max_concurrent_streams`.
     pub max_streams: u32,
+    /// How much memory the answers may hold, of all HTTP/2 connections together, that their clients have not taken for a
+    /// second; each counts as 64 KiB. Beyond it the connection with most of them loses those that have waited longest, and
+    /// its new requests are refused while others wait. Default 64MiB.
+    pub max_stalled: Size,
 }
 
 impl Default for Http {
@@ -61,6 +65,7 @@ impl Default for Http {
             min_body_rate: 500,
             underscores: false,
             max_streams: 128,
+            max_stalled: Size::new(64 << 20),
         }
     }
 }
@@ -111,6 +116,8 @@ pub struct Bounds {
     pub underscores: bool,
     /// Requests at a time of one HTTP/2 connection.
     pub streams: u32,
+    /// Bytes of answers that clients do not take, on HTTP/2.
+    pub stalled: usize,
 }
 
 /// Connections of one client where nothing is said of them.
@@ -172,6 +179,7 @@ impl Bounds {
                 http.max_streams.into(),
                 MOST_STREAMS.into(),
             ),
+            ("http", "max_stalled", http.max_stalled.get(), u64::MAX),
             (
                 "limits",
                 "handshakes",
@@ -209,6 +217,7 @@ impl Bounds {
             },
             underscores: http.underscores,
             streams: http.max_streams,
+            stalled: size(http.max_stalled),
         }
     }
 }

@@ -30,9 +30,10 @@ use super::crowd::{Crowd, Full};
 use super::encrypted::EncryptedStream;
 use super::gate::{self, Cause, Gate, Refuse, Refused, Transport};
 use super::handshakes::Handshakes;
+use super::http2::{self, Stalled};
 use super::proxy_protocol;
 use super::stream::{ClientStream, Connection, Slot, Socket};
-use super::{Listener, TlsFacts, http2};
+use super::{Listener, TlsFacts};
 use crate::http::forwarded;
 use crate::http::frames;
 use crate::http::head::{self, Fault, Head};
@@ -60,6 +61,8 @@ pub struct Shared<A> {
     pub crowd: Arc<Crowd>,
     /// Those that are turned away and heard out.
     turned_away: AtomicUsize,
+    /// Answers that clients of HTTP/2 do not take.
+    pub(super) stalled: Arc<Stalled>,
     /// Turns true when tunnels are to close.
     pub tunnels: Arc<watch::Sender<bool>>,
 }
@@ -73,6 +76,7 @@ impl<A> Shared<A> {
             handshakes: Handshakes::default(),
             crowd,
             turned_away: AtomicUsize::new(0),
+            stalled: Arc::default(),
             tunnels: Arc::default(),
         }
     }
@@ -228,8 +232,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Shared<A> {
         let ahead = http2::read_preface(&mut stream, bytes, bounds.header, &mut patience).await;
         if let Some(ahead) = ahead {
             drop(patience);
-            let app = self.app.clone();
-            let serving = http2::serve(app, stream, ahead, connection, bounds, &mut drain);
+            let serving = http2::serve(self, stream, ahead, connection, bounds, &mut drain);
             Box::pin(serving).await;
         }
     }

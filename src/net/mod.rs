@@ -13,7 +13,7 @@
 //!  handshakes.rs   how many TLS handshakes one client has under way
 //!  beneath.rs      streams in front of streams, and what Pingora asks of them
 //!  gate.rs         one request at a time between a connection and the engine, and what comes of a head that is none
-//!  http2.rs        a connection that speaks HTTP/2: what its client may do to the engine, and its end
+//!  http2/          a connection that speaks HTTP/2: what its client may do to the engine, its requests, and its end
 //!  tunnel.rs       a WebSocket, and its end when the process drains
 //!  proxy_protocol.rs  who the client is, as a proxy in front says
 //!  stream.rs       the bytes: what Pingora reads from and writes to

@@ -84,6 +84,8 @@ pub struct Connection {
     pub terms: Option<Terms>,
     /// Whether fields may have underscores in their names.
     pub underscores: bool,
+    /// How many answers the client does not take as fast as they come, on HTTP/2.
+    pub(super) held_up: AtomicUsize,
     /// The [`Stage`] of the present request.
     pub(crate) stage: AtomicU8,
     /// See [`Connection::lend`].
@@ -173,6 +175,12 @@ impl Connection {
 
     pub(super) fn is_admitted(&self) -> bool {
         self.stage() != Stage::Unknown
+    }
+
+    /// Whether the client takes what it asks for more slowly than it comes, so that little is to be read ahead of it. Only
+    /// known on HTTP/2, where a hundred answers may wait at a time.
+    pub fn is_held_up(&self) -> bool {
+        self.held_up.load(Ordering::Relaxed) > 0
     }
 
     /// Says what the bytes of [`stand_in`] stand for that are written next: those of `file` from `at` on. Only where the

@@ -91,10 +91,12 @@ impl HttpServerApp for Edge {
         mut session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        if session.is_http2()
+        // weir's own, which is HTTP/2.
+        if session.is_custom()
             && let Some(x) = self.begin(&mut session)
         {
-            self.serve(session, x).await;
+            // Boxed: each request that is proxied would have the room for it.
+            Box::pin(self.serve(session, x)).await;
             return None;
         }
         self.proxy.process_new_http(session, shutdown).await

@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::authority::validate_request_authority;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -380,6 +381,7 @@ impl ProxyHttp for Weir {
         if let (Some(body), Some(this)) = (body, x.cx.tries.last_mut()) {
             this.length += body.len() as u64;
         }
+        x.attempts.passed(x.cx.connection.is_held_up());
         match x.attempts.is_over() {
             true => Err(Error::explain(ErrorType::ReadTimedout, "no time left").into_up()),
             false => Ok(None),
@@ -612,8 +614,21 @@ fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Result<(), Failu
     match request.method {
         // A tunnel, and an answer with the credentials of the request in it (RFC 9110 section 9.3.8).
         Method::CONNECT | Method::TRACE => Err(Failure::MethodNotAllowed),
+        _ if request.version == Version::HTTP_2 && !is_sound(request) => Err(Failure::BadRequest),
         _ => Ok(()),
     }
+}
+
+/// Whether a request of HTTP/2 says what it is in one way only. Of HTTP/1, the gate of the connection has seen to that.
+fn is_sound(request: &RequestHeader) -> bool {
+    let path = request.raw_path();
+    let lengths = request.headers.get_all(header::CONTENT_LENGTH);
+    (path.starts_with(b"/") || path == b"*")
+        && !path.iter().any(|byte| byte.is_ascii_control() || *byte == b' ')
+        && lengths.iter().nth(1).is_none()
+        // `Host` beside `:authority` says the same, or nothing (RFC 9113 section 8.3.1).
+        && validate_request_authority(request).is_ok()
+        && authority(request).is_some()
 }
 
 /// Turns clients away that have not shown what their listener asks for.

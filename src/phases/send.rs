@@ -22,6 +22,8 @@ use crate::net::{Connection, MOST_STAND_IN, stand_in};
 const SERVER: HeaderValue = HeaderValue::from_static("weir");
 /// How much of a file is in memory at a time for one answer that `sendfile` cannot send.
 const CHUNK: usize = 64 * 1024;
+/// The same for a client that leaves others of its answers waiting.
+const SMALL_CHUNK: usize = 8 * 1024;
 
 /// Writes an answer, with the policies that its route has for answers.
 pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Reply) -> Result<()> {
@@ -174,7 +176,7 @@ async fn change_file(
 ) -> Result<()> {
     let mut at = part.start;
     while at < part.end {
-        let piece = read_piece(file, at, part.end).await?;
+        let piece = read_piece(file, at, part.end, CHUNK).await?;
         at += piece.len() as u64;
         change_bytes(session, piece, transforms).await?;
     }
@@ -234,18 +236,21 @@ async fn copy_file(
     mut at: u64,
     length: u64,
 ) -> Result<()> {
+    let connection = Connection::of(session.digest());
+    let is_held_up = || connection.as_ref().is_some_and(|it| it.is_held_up());
     let end = at + length;
     while at < end {
-        let chunk = read_piece(file, at, end).await?;
+        let most = if is_held_up() { SMALL_CHUNK } else { CHUNK };
+        let chunk = read_piece(file, at, end, most).await?;
         at += chunk.len() as u64;
         session.write_response_body(chunk, false).await?;
     }
     Ok(())
 }
 
-/// What comes next of a part of a file that ends at `end`.
-async fn read_piece(file: &Arc<File>, at: u64, end: u64) -> Result<Bytes> {
-    let piece = disk::read(file, at, at_most(CHUNK, end - at))
+/// What comes next of a part of a file that ends at `end`, but not more than `most` bytes.
+async fn read_piece(file: &Arc<File>, at: u64, end: u64, most: usize) -> Result<Bytes> {
+    let piece = disk::read(file, at, at_most(most, end - at))
         .await
         .or_err(ErrorType::FileReadError, "reading a file")?;
     if piece.is_empty() {

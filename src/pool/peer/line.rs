@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Waker};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -30,6 +31,13 @@ pub(super) enum Phase {
     Tunnel,
 }
 
+/// How much is read at once for a client that may leave many answers waiting (nginx: `http2_chunk_size`), and how far ahead
+/// of it. Pingora would read about ten pieces of up to 64 KiB each.
+const PIECE: usize = 8 * 1024;
+const FAR: usize = 64 * 1024;
+/// Both, for a client that takes its answers more slowly than they come.
+const SMALL_PIECE: usize = 4 * 1024;
+
 /// One try of a request on one connection; known to the phases of the request and to its stream.
 #[derive(Debug)]
 pub struct Line {
@@ -37,6 +45,7 @@ pub struct Line {
     pub(super) dialer: Arc<Dialer>,
     pub(super) needs: Needs,
     phase: AtomicU8,
+    ahead: Mutex<Ahead>,
     reused: AtomicBool,
     expired: AtomicBool,
     outdated: AtomicBool,
@@ -52,6 +61,14 @@ pub struct Line {
     turn: Mutex<Option<Turn>>,
 }
 
+/// What was read of an answer that nobody has looked at yet, where that is not to be much.
+#[derive(Debug)]
+struct Ahead {
+    bytes: usize,
+    most: usize,
+    reader: Option<Waker>,
+}
+
 impl Line {
     pub(super) fn new(dialer: Arc<Dialer>, needs: Needs, http2: bool, offer: Offer) -> Arc<Line> {
         Arc::new_cyclic(|me| Line {
@@ -59,6 +76,11 @@ impl Line {
             dialer,
             needs,
             phase: AtomicU8::new(Phase::Header as u8),
+            ahead: Mutex::new(Ahead {
+                bytes: 0,
+                most: SMALL_PIECE,
+                reader: None,
+            }),
             reused: AtomicBool::new(false),
             expired: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
@@ -150,6 +172,39 @@ impl Line {
             1 => Phase::Body,
             _ => Phase::Tunnel,
         }
+    }
+
+    /// All that was read so far is on its way to the client, which takes it slowly (`slow`) or as fast as it comes.
+    pub fn passed(&self, slow: bool) {
+        if self.needs.small_pieces {
+            let mut ahead = self.ahead.lock();
+            ahead.bytes = 0;
+            ahead.most = if slow { SMALL_PIECE } else { FAR };
+            ahead.reader.take().inspect(Waker::wake_by_ref);
+        }
+    }
+
+    /// Takes note of a piece of the answer.
+    pub(super) fn read(&self, count: usize) {
+        self.ahead.lock().bytes += count;
+    }
+
+    /// How much is to be read next; `None` when enough is read for now, of which the reader is told the end.
+    pub(super) fn next_piece(&self, cx: &Context<'_>) -> Option<usize> {
+        let mut ahead = self.ahead.lock();
+        if ahead.bytes < ahead.most {
+            return Some(PIECE.min(ahead.most));
+        }
+        match self.phase() {
+            Phase::Body => ahead.reader = Some(cx.waker().clone()),
+            // Whoever is to look at the header runs in the same task, and gets its turn.
+            Phase::Header => {
+                ahead.bytes = 0;
+                cx.waker().wake_by_ref();
+            }
+            Phase::Tunnel => return Some(PIECE),
+        }
+        None
     }
 
     /// When a wait that began at `since` is too long.

@@ -17,10 +17,6 @@ use tokio::time::{Sleep, sleep_until};
 use super::framing::Framing;
 use super::line::{Line, Phase};
 
-/// How much is read at once for a client that may leave many answers waiting (nginx: `http2_chunk_size`). Pingora reads
-/// about ten pieces ahead of a client that takes none, of up to 64 KiB each.
-const PIECE: usize = 8 * 1024;
-
 /// A connection, whoever uses it.
 pub(super) struct Link {
     io: Io,
@@ -272,9 +268,17 @@ impl AsyncRead for Wire {
             return Poll::Ready(Err(no_chunk()));
         }
         let before = buf.filled().len();
-        let read = match this.line.needs.small_pieces && !link.http2 {
-            true => poll_read_piece(&mut link.io, cx, buf),
-            false => link.io.poll_read(cx, buf),
+        let read = if this.line.needs.small_pieces && !link.http2 {
+            let Some(most) = this.line.next_piece(cx) else {
+                // It is not the backend that is waited for.
+                this.wait.since = None;
+                return Poll::Pending;
+            };
+            let read = poll_read_piece(&mut link.io, cx, buf, most);
+            this.line.read(buf.filled().len() - before);
+            read
+        } else {
+            link.io.poll_read(cx, buf)
         };
         match read {
             Poll::Ready(read) => {
@@ -305,13 +309,14 @@ fn no_chunk() -> io::Error {
     )
 }
 
-/// Reads at most a [`PIECE`].
+/// Reads at most so many bytes, and leaves the memory for more untouched.
 fn poll_read_piece(
     io: &mut Io,
     cx: &mut Context<'_>,
     buf: &mut ReadBuf<'_>,
+    most: usize,
 ) -> Poll<io::Result<()>> {
-    let most = buf.remaining().min(PIECE);
+    let most = buf.remaining().min(most);
     let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
     ready!(io.poll_read(cx, &mut piece))?;
     let count = piece.filled().len();

@@ -1,9 +1,15 @@
 //! An HTTP/2 connection, from its preface to its end.
 //!
-//! The engine multiplexes; what a client may do to it is bounded here, beneath it, by a look at the headers of the frames
-//! that pass: how long it may take to begin, how long it may be silent, and how many frames it may send that bring no
-//! request forward. What the engine bounds itself, such as CONTINUATION frames and resets of requests that nobody has
-//! looked at yet, it ends with a GOAWAY, which is seen on its way out, so that both have their line in the log.
+//! The h2 crate multiplexes; what a client may do to it is bounded here, beneath it, by a look at the headers of the
+//! frames that pass: how long it may take to begin, how long it may be silent, and how many frames it may send that bring
+//! no request forward. What h2 bounds itself, such as CONTINUATION frames and resets of requests that nobody has looked at
+//! yet, it ends with a GOAWAY, which is seen on its way out, so that both have their line in the log.
+//!
+//! ```text
+//!  mod.rs          the connection: requests in, its deadlines, its end
+//!  session.rs      one request, as Pingora's engine sees it
+//!  stalled.rs      answers that clients do not take, and which of them are given up
+//! ```
 
 use std::fmt;
 use std::io;
@@ -14,26 +20,34 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
-use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
-use pingora::protocols::Shutdown;
+use bytes::{Buf, Bytes, BytesMut};
+use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream};
+use http::Request;
+use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::protocols::{Digest, IO, Shutdown};
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::bounds::{Bounds, MOST_STREAMS};
-use super::connection::Patience;
+use super::connection::{Patience, Shared};
 use super::gate::Transport;
 use super::stream::Connection;
 use crate::http::frames::{Allowance, Frame, Frames, Kind, PREFACE};
+use session::{Common, Session};
+
+mod session;
+mod stalled;
+
+pub use stalled::Stalled;
 
 /// How long a client has, after a GOAWAY, to answer it or to end its last requests' silence.
 const LINGER: Duration = Duration::from_secs(2);
-/// How many bytes of an answer wait in the engine for a client that does not take them. Beyond that, the backend waits.
-const SEND_BUFFER: usize = 32 * 1024;
+/// How many bytes of an answer are framed ahead of a client that does not take them: one frame (RFC 9113 section 4.2).
+/// Beyond that, the backend waits.
+const SEND_BUFFER: usize = 16 * 1024;
 /// The error code of a GOAWAY to clients that go too far (RFC 9113 section 7).
 const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
 /// How many unfinished requests are told apart; the engine takes no more at a time.
@@ -62,7 +76,7 @@ pub(super) async fn read_preface<S: Transport>(
 
 /// Serves a connection whose preface was [read](read_preface) until it ends; `ahead` came behind the preface.
 pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static>(
-    app: Arc<A>,
+    shared: &Shared<A>,
     stream: S,
     ahead: BytesMut,
     connection: Arc<Connection>,
@@ -70,26 +84,42 @@ pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static
     drain: &mut ShutdownWatch,
 ) {
     let traffic = Arc::new(Traffic::new());
-    let engine = Arc::new(Engine {
-        app,
-        options: options(bounds),
-        connection: connection.clone(),
-        traffic: traffic.clone(),
-    });
     let name = name(&connection);
-    let guard = Guard::new(stream, ahead, connection, bounds.header, traffic.clone());
-    // Its own: not only a drain has the engine say goodbye, but silence as well.
-    let (leave, leaving) = watch::channel(false);
-    let mut serving = engine.process_new(Box::new(guard), &leaving);
+    let guard = Guard::new(
+        stream,
+        ahead,
+        connection.clone(),
+        bounds.header,
+        traffic.clone(),
+    );
+    let common = Arc::new(Common {
+        connection,
+        digest: digest(&guard),
+        stalled: shared.stalled.clone(),
+        most_stalled: bounds.stalled,
+    });
+    let Ok(mut engine) = options(bounds).handshake(guard).await else {
+        return;
+    };
     let mut draining = *drain.borrow();
+    let mut told = false;
     let mut wake = pin!(sleep(bounds.idle));
     loop {
-        if draining && !leave.send_replace(true) {
+        // Not only a drain has the engine say goodbye, but silence as well.
+        if draining && !std::mem::replace(&mut told, true) {
+            engine.graceful_shutdown();
             wake.as_mut().reset(Instant::now() + LINGER);
         }
         tokio::select! {
             biased;
-            _ = &mut serving => return,
+            accepted = engine.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let watch = drain.clone();
+                    start(shared, request, respond, common.clone(), &traffic, watch);
+                }
+                Some(Err(e)) => return log::debug!("{name}: {e}"),
+                None => return,
+            },
             _ = drain.changed(), if !draining => draining = true,
             () = &mut wake => match traffic.look(bounds.idle, draining) {
                 Look::Again(instant) => wake.as_mut().reset(instant),
@@ -104,10 +134,42 @@ pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static
     }
 }
 
-fn options(bounds: &Bounds) -> H2Options {
-    let mut options = default_h2_options();
-    options.max_send_buffer_size(SEND_BUFFER);
+/// Has a request answered, beside the others.
+fn start<A: HttpServerApp + Send + Sync + 'static>(
+    shared: &Shared<A>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    common: Arc<Common>,
+    traffic: &Arc<Traffic>,
+    drain: ShutdownWatch,
+) {
+    if common.stalled.refuses(common.connection.number) {
+        return respond.send_reset(Reason::REFUSED_STREAM);
+    }
+    let open = OpenRequest::new(traffic);
+    common.connection.requests.fetch_add(1, Ordering::Relaxed);
+    let session = Session::new(request, respond, common);
+    let session = ServerSession::new_custom(Box::new(session));
+    let app = shared.app.clone();
+    pingora_runtime::current_handle().spawn(async move {
+        let _open = open;
+        app.process_new_http(session, &drain).await;
+    });
+}
+
+fn digest(stream: &impl IO) -> Digest {
+    Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    }
+}
+
+fn options(bounds: &Bounds) -> Builder {
+    let mut options = Builder::new();
     options.max_concurrent_streams(bounds.streams);
+    options.max_send_buffer_size(SEND_BUFFER);
     // Fields count for more here than their bytes (RFC 9113 section 6.5.2). Up to twice the limits they are for the
     // phases to refuse, which tell the log; beyond that the engine does it.
     let fields = bounds.head.fields.saturating_mul(32);
@@ -173,38 +235,19 @@ impl Traffic {
     }
 }
 
-/// The app, as the engine sees it on one connection.
-struct Engine<A> {
-    app: Arc<A>,
-    options: H2Options,
-    connection: Arc<Connection>,
-    traffic: Arc<Traffic>,
+/// One request that is open, until it is dropped.
+struct OpenRequest(Arc<Traffic>);
+
+impl OpenRequest {
+    fn new(traffic: &Arc<Traffic>) -> OpenRequest {
+        traffic.open.fetch_add(1, Ordering::Relaxed);
+        OpenRequest(traffic.clone())
+    }
 }
 
-/// One request that is open, until it is dropped.
-struct OpenRequest<'a>(&'a Traffic);
-
-impl Drop for OpenRequest<'_> {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Release);
-    }
-}
-
-#[async_trait]
-impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Engine<A> {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        session: ServerSession,
-        shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        self.traffic.open.fetch_add(1, Ordering::Relaxed);
-        self.connection.requests.fetch_add(1, Ordering::Relaxed);
-        let _open = OpenRequest(&self.traffic);
-        self.app.process_new_http(session, shutdown).await
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        Some(self.options.clone())
     }
 }
 
