@@ -48,6 +48,7 @@ mod client_auth; // certificates of clients
 mod http1;
 mod http2;
 mod http2_limits; // floods, silence and large headers on HTTP/2
+mod http2_websocket; // WebSocket over HTTP/2 (RFC 8441)
 mod proxy_protocol; // from proxies in front
 mod slow_bodies; // clients that take their time with a body
 mod smuggling; // requests that could be read in two ways

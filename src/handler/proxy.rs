@@ -26,7 +26,7 @@ use crate::exchange::cx::Try;
 use crate::exchange::vars::{Stage, Text, View};
 use crate::exchange::{Cx, Failure};
 use crate::http::owed::Terms;
-use crate::http::{expect, forwarded, head, hop};
+use crate::http::{expect, forwarded, head, hop, websocket};
 use crate::issue::At;
 use crate::pool::balance::{Balance, key_of};
 use crate::pool::{Blame, Choice, Ends, Fault, InFlight, Line, Needs, Pick, Pool, Tried};
@@ -634,7 +634,9 @@ fn ends(cx: &Cx) -> Option<Ends> {
 /// # Errors
 /// With a transfer coding other than `chunked`, where the answer ends is anybody's guess (RFC 9112 section 6.3). A 101 that
 /// nobody asked for would have the client take what follows for another protocol.
-pub fn check(response: &ResponseHeader, upgrade: bool) -> Result<()> {
+///
+/// `key` is what a client is not there to check itself: that the backend has understood a request for a WebSocket.
+pub fn check(response: &ResponseHeader, upgrade: bool, key: Option<&HeaderValue>) -> Result<()> {
     let refuse = |why| Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
     let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -644,6 +646,13 @@ pub fn check(response: &ResponseHeader, upgrade: bool) -> Result<()> {
     }
     if response.status == StatusCode::SWITCHING_PROTOCOLS && !upgrade {
         return refuse("protocols switched without a request for it");
+    }
+    let accept = response.headers.get(header::SEC_WEBSOCKET_ACCEPT);
+    if response.status == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(key) = key
+        && accept.is_none_or(|accept| *accept != websocket::accept(key.as_bytes()).as_str())
+    {
+        return refuse("a `Sec-WebSocket-Accept` that does not fit");
     }
     Ok(())
 }

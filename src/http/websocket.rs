@@ -1,12 +1,20 @@
 //! WebSocket frames (RFC 6455 section 5.2): where they end, without a look at what is in them, and the one that says
 //! good-bye.
 
+use boring::{base64, sha};
+
 /// Service restart: who is told this may come again, elsewhere or later (the registry of RFC 6455 section 11.7).
 pub const SERVICE_RESTART: u16 = 1012;
 /// The endpoint goes away.
 pub const GOING_AWAY: u16 = 1001;
 
 const CLOSE: u8 = 8;
+
+/// What a server that agrees to a WebSocket makes of the client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2).
+pub fn accept(key: &[u8]) -> String {
+    let salted = [key, b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
+    base64::encode_block(&sha::sha1(&salted))
+}
 
 /// Follows the frames of one direction. Any bytes will do: what is no WebSocket has its boundaries in odd places.
 #[derive(Clone, Debug, Default)]

@@ -85,7 +85,7 @@ pub struct Connection {
     /// Whether fields may have underscores in their names.
     pub underscores: bool,
     /// How many answers the client does not take as fast as they come, on HTTP/2.
-    pub(super) held_up: AtomicUsize,
+    pub(crate) held_up: AtomicUsize,
     /// The [`Stage`] of the present request.
     pub(crate) stage: AtomicU8,
     /// See [`Connection::lend`].

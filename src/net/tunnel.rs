@@ -79,6 +79,14 @@ impl Tunnel {
         }
     }
 
+    /// The same where the answer's head has passed already.
+    pub(super) fn past_head(due: watch::Receiver<bool>) -> Tunnel {
+        Tunnel {
+            head: HEAD_END.len(),
+            ..Tunnel::new(due, BytesMut::new())
+        }
+    }
+
     /// What the engine reads: what the client sends, until it is time to go.
     pub(super) fn poll_read<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,

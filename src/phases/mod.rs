@@ -362,7 +362,10 @@ impl ProxyHttp for Weir {
             let why = "the header of the answer is too long";
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
         }
-        crate::handler::proxy::check(response, session.is_upgrade_req())?;
+        // On HTTP/2 the key is weir's, and so is the check.
+        let key = session.req_header().headers.get(header::SEC_WEBSOCKET_KEY);
+        let key = key.filter(|_| session.is_custom());
+        crate::handler::proxy::check(response, session.is_upgrade_req(), key)?;
         x.heard(response, length);
         let proxy = x.chosen.proxy()?;
         let replay = replay(session, &x.cx);
@@ -614,7 +617,7 @@ fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Result<(), Failu
     match request.method {
         // A tunnel, and an answer with the credentials of the request in it (RFC 9110 section 9.3.8).
         Method::CONNECT | Method::TRACE => Err(Failure::MethodNotAllowed),
-        _ if request.version == Version::HTTP_2 && !is_sound(request) => Err(Failure::BadRequest),
+        _ if cx.connection.limits.is_some() && !is_sound(request) => Err(Failure::BadRequest),
         _ => Ok(()),
     }
 }

@@ -8,6 +8,7 @@
 //! ```text
 //!  mod.rs          the connection: requests in, its deadlines, its end
 //!  session.rs      one request, as Pingora's engine sees it
+//!  websocket.rs    the request for a WebSocket, as what it would be on HTTP/1.1
 //!  stalled.rs      answers that clients do not take, and which of them are given up
 //! ```
 
@@ -40,6 +41,7 @@ use session::{Common, Session};
 
 mod session;
 mod stalled;
+mod websocket;
 
 pub use stalled::Stalled;
 
@@ -97,6 +99,8 @@ pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static
         digest: digest(&guard),
         stalled: shared.stalled.clone(),
         most_stalled: bounds.stalled,
+        traffic: traffic.clone(),
+        tunnels: shared.tunnels.clone(),
     });
     let Ok(mut engine) = options(bounds).handshake(guard).await else {
         return;
@@ -170,6 +174,7 @@ fn options(bounds: &Bounds) -> Builder {
     let mut options = Builder::new();
     options.max_concurrent_streams(bounds.streams);
     options.max_send_buffer_size(SEND_BUFFER);
+    options.enable_connect_protocol();
     // Fields count for more here than their bytes (RFC 9113 section 6.5.2). Up to twice the limits they are for the
     // phases to refuse, which tell the log; beyond that the engine does it.
     let fields = bounds.head.fields.saturating_mul(32);
@@ -188,6 +193,8 @@ struct Traffic {
     open: AtomicUsize,
     /// Requests that have not come to their end.
     unfinished: AtomicUsize,
+    /// Those among them that are to be WebSockets: they have time.
+    tunnels: AtomicUsize,
 }
 
 /// What a look at the traffic says.
@@ -207,6 +214,7 @@ impl Traffic {
             last: AtomicU64::new(0),
             open: AtomicUsize::new(0),
             unfinished: AtomicUsize::new(0),
+            tunnels: AtomicUsize::new(0),
         }
     }
 
@@ -222,7 +230,8 @@ impl Traffic {
         let now = Instant::now();
         let last = self.opened + Duration::from_millis(self.last.load(Ordering::Relaxed));
         let open = self.open.load(Ordering::Acquire) > 0;
-        if open && self.unfinished.load(Ordering::Relaxed) == 0 {
+        let unfinished = self.unfinished.load(Ordering::Relaxed);
+        if open && unfinished <= self.tunnels.load(Ordering::Relaxed) {
             // It waits for us.
             return Look::Again(now + if draining { LINGER } else { idle });
         }

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_core::Stream;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, Request, Response, header};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::custom::CustomMessageWrite;
@@ -23,10 +23,15 @@ use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::{HttpTask, date};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr, Result};
+use tokio::io::ReadBuf;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::Traffic;
 use super::stalled::{Place, Stalled};
+use super::websocket::{Bridge, Ends};
 use crate::net::stream::Connection;
+use crate::net::tunnel::Tunnel;
 
 /// How long a client takes nothing before its answer counts as one that waits.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -34,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const PROGRESS: usize = 4096;
 /// How much of a request's body is kept to send it once more, as Pingora has it for all protocols.
 const RETRY_BUFFER: usize = 64 * 1024;
+/// How much is read at once of what a client sends through a WebSocket.
+const TUNNEL_BUFFER: usize = 8 * 1024;
 /// For ever, where no time limit is set.
 const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
@@ -53,6 +60,9 @@ pub(super) struct Common {
     pub stalled: Arc<Stalled>,
     /// How many bytes all answers that wait may hold.
     pub most_stalled: usize,
+    pub traffic: Arc<Traffic>,
+    /// Turns true when tunnels are to close.
+    pub tunnels: Arc<watch::Sender<bool>>,
 }
 
 /// See the module's description.
@@ -71,6 +81,8 @@ pub(super) struct Session {
     retry: Option<Retry>,
     write_timeout: Option<Duration>,
     wait: Wait,
+    /// Where the request is one for a WebSocket.
+    bridge: Option<Box<Bridge>>,
 }
 
 /// How the client takes its answer.
@@ -121,8 +133,10 @@ impl Session {
         respond: SendResponse<Bytes>,
         common: Arc<Common>,
     ) -> Session {
-        let (request, body) = request.into_parts();
+        let (mut request, body) = request.into_parts();
+        let bridge = Bridge::of(&mut request, &common.traffic);
         Session {
+            bridge: bridge.map(Box::new),
             common,
             request: request.into(),
             body,
@@ -142,6 +156,14 @@ impl Session {
         if self.ended {
             return Ok(());
         }
+        if self.bridge.is_some() {
+            match header.status {
+                StatusCode::SWITCHING_PROTOCOLS => return self.open_tunnel(header),
+                // The client would take it for a WebSocket.
+                status if status.is_success() => header.set_status(StatusCode::NOT_IMPLEMENTED)?,
+                _ => {}
+            }
+        }
         for name in &OF_HTTP1 {
             header.remove_header(name);
         }
@@ -156,6 +178,25 @@ impl Session {
         if self.written.is_some() {
             return Ok(());
         }
+        self.begin_answer(header, end)
+    }
+
+    /// Tells the client that the backend has agreed to a WebSocket. What is remembered of that is the backend's answer.
+    fn open_tunnel(&mut self, header: Box<ResponseHeader>) -> Result<()> {
+        let mut told = header.clone();
+        told.set_status(StatusCode::OK)?;
+        for name in OF_HTTP1.iter().chain(&[header::SEC_WEBSOCKET_ACCEPT]) {
+            told.remove_header(name);
+        }
+        self.written = Some(header);
+        self.begin_answer(told, false)?;
+        if let Some(bridge) = &mut self.bridge {
+            bridge.tunnel = Some(Tunnel::past_head(self.common.tunnels.subscribe()));
+        }
+        Ok(())
+    }
+
+    fn begin_answer(&mut self, mut header: Box<ResponseHeader>, end: bool) -> Result<()> {
         header.insert_header(header::DATE, date::get_cached_date())?;
         let response = Response::from_parts(header.as_owned_parts(), ());
         let answer = self
@@ -164,8 +205,64 @@ impl Session {
             .or_err(ErrorType::WriteError, "writing a header")
             .map_err(Error::into_down)?;
         self.answer = Some(answer);
-        self.written = Some(header);
+        self.written.get_or_insert(header);
         self.ended = end;
+        Ok(())
+    }
+
+    /// The WebSocket, if there is one, and what it goes through.
+    fn tunnel(&mut self) -> Option<(&mut Tunnel, Ends<'_>)> {
+        let bridge = self.bridge.as_deref_mut()?;
+        let ends = Ends {
+            body: &mut self.body,
+            unread: &mut bridge.unread,
+            answer: self.answer.as_mut()?,
+        };
+        Some((bridge.tunnel.as_mut()?, ends))
+    }
+
+    async fn read_tunnel(&mut self) -> Result<Option<Bytes>> {
+        let Some((tunnel, mut ends)) = self.tunnel() else {
+            return Ok(None);
+        };
+        let read = poll_fn(|cx| {
+            // There only while there is something to read.
+            let mut bytes = vec![0; TUNNEL_BUFFER];
+            let mut buf = ReadBuf::new(&mut bytes);
+            ready!(tunnel.poll_read(&mut ends, cx, &mut buf))?;
+            let count = buf.filled().len();
+            bytes.truncate(count);
+            Poll::Ready(std::io::Result::Ok(Bytes::from(bytes)))
+        });
+        let bytes = read
+            .await
+            .or_err(ErrorType::ReadError, "reading from a WebSocket")
+            .map_err(Error::into_down)?;
+        self.bytes_read += bytes.len();
+        if bytes.is_empty()
+            && let Some(bridge) = &mut self.bridge
+        {
+            bridge.left = true;
+        }
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
+    async fn write_tunnel(&mut self, mut data: Bytes) -> Result<()> {
+        let limit = self.write_timeout.unwrap_or(NO_LIMIT);
+        while !data.is_empty() {
+            let Some((tunnel, mut ends)) = self.tunnel() else {
+                let why = "an upgraded body where nothing was upgraded";
+                return Error::e_explain(ErrorType::InternalError, why);
+            };
+            let write = poll_fn(|cx| tunnel.poll_write(&mut ends, cx, &data));
+            let written = match timeout(limit, write).await {
+                Ok(written) => written.or_err(ErrorType::WriteError, "writing to a WebSocket"),
+                Err(_) => Error::e_explain(ErrorType::WriteTimedout, "writing to a WebSocket"),
+            };
+            let written = written.map_err(Error::into_down)?;
+            data.advance(written);
+            self.bytes_sent += written;
+        }
         Ok(())
     }
 
@@ -300,6 +397,9 @@ impl CustomSession for Session {
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        if self.bridge.is_some() {
+            return self.read_tunnel().await;
+        }
         let data = self
             .body
             .data()
@@ -362,9 +462,9 @@ impl CustomSession for Session {
                     self.send_body(data.unwrap_or_default(), end).await?;
                     end
                 }
-                HttpTask::UpgradedBody(..) => {
-                    let why = "an upgraded body where nothing was upgraded";
-                    return Error::e_explain(ErrorType::InternalError, why);
+                HttpTask::UpgradedBody(data, end) => {
+                    self.write_tunnel(data.unwrap_or_default()).await?;
+                    end
                 }
                 HttpTask::Trailer(Some(trailers)) => {
                     self.write_trailers(*trailers).await?;
@@ -419,6 +519,9 @@ impl CustomSession for Session {
     }
 
     fn is_body_done(&mut self) -> bool {
+        if let Some(bridge) = &self.bridge {
+            return bridge.tunnel.is_none() || bridge.left;
+        }
         self.is_body_empty() || self.body.is_end_stream()
     }
 
@@ -426,11 +529,23 @@ impl CustomSession for Session {
         match self.ended || self.answer.is_none() {
             // Without a header the stream ends with a reset, when this is dropped.
             true => Ok(()),
-            false => self.send_data(Bytes::new(), true),
+            false => {
+                if let Some((tunnel, mut ends)) = self.tunnel() {
+                    poll_fn(|cx| tunnel.poll_end(&mut ends, cx)).await;
+                }
+                if let Some(bridge) = &mut self.bridge {
+                    // A WebSocket ends when either side ends it.
+                    bridge.left = true;
+                }
+                self.send_data(Bytes::new(), true)
+            }
         }
     }
 
     fn is_body_empty(&mut self) -> bool {
+        if let Some(bridge) = &self.bridge {
+            return bridge.tunnel.is_none();
+        }
         let length = self.request.headers.get(header::CONTENT_LENGTH);
         self.bytes_read == 0
             && (self.body.is_end_stream() || length.is_some_and(|length| length == "0"))
@@ -485,6 +600,15 @@ impl CustomSession for Session {
         (!retry.bytes.is_empty()).then(|| retry.bytes.clone().freeze())
     }
 
+    fn is_upgrade_req(&self) -> bool {
+        self.bridge.is_some()
+    }
+
+    fn was_upgraded(&self) -> bool {
+        let bridge = self.bridge.as_ref();
+        bridge.is_some_and(|bridge| bridge.tunnel.is_some())
+    }
+
     async fn finish_custom(&mut self) -> Result<()> {
         Ok(())
     }
@@ -525,22 +649,23 @@ mod tests {
     /// A request of a client that opens windows of that size, and whose answer has begun.
     async fn scene(window: u32, common: &Arc<Common>) -> (Session, ResponseFuture) {
         let (near, far) = duplex(1 << 20);
-        let client = tokio::spawn(async move {
-            let mut options = h2::client::Builder::new();
-            let options = options.initial_window_size(window);
-            let (mut requests, connection) = options.handshake::<_, Bytes>(near).await.unwrap();
-            tokio::spawn(connection);
-            let request = Request::get("http://localhost/").body(()).unwrap();
-            requests.send_request(request, true).unwrap().0
-        });
-        let mut server = h2::server::handshake(far).await.unwrap();
+        let mut options = h2::client::Builder::new();
+        options.initial_window_size(window);
+        let (client, server) = tokio::join!(
+            options.handshake::<_, Bytes>(near),
+            h2::server::handshake(far)
+        );
+        let ((mut requests, connection), mut server) = (client.unwrap(), server.unwrap());
+        tokio::spawn(connection);
+        let request = Request::get("http://localhost/").body(()).unwrap();
+        let (answer, _) = requests.send_request(request, true).unwrap();
         let (request, respond) = server.accept().await.unwrap().unwrap();
         tokio::spawn(async move { while server.accept().await.is_some() {} });
         let mut session = Session::new(request, respond, common.clone());
         session.set_write_timeout(Some(Duration::from_secs(60)));
         let header = Box::new(ResponseHeader::build(200, None).unwrap());
         session.write_response_header(header, false).await.unwrap();
-        (session, client.await.unwrap())
+        (session, answer)
     }
 
     fn common(most: usize) -> Arc<Common> {
@@ -555,6 +680,8 @@ mod tests {
             digest,
             stalled: Arc::default(),
             most_stalled: most,
+            traffic: Arc::new(Traffic::new()),
+            tunnels: Arc::default(),
         })
     }
 
