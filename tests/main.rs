@@ -26,6 +26,7 @@ mod faults; // backends that break off, lie and hang
 mod files; // files: and static:
 mod headers; // headers, cookies, location, security_headers
 mod health; // who may get one
+mod limits; // limit_req, limit_conn, limit_rate, timeouts
 mod listeners; // addresses of all kinds
 mod listing; // what is in a folder
 mod names; // backends whose addresses name servers know

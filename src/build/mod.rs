@@ -1,5 +1,8 @@
 //! One build of a snapshot: collects issues and resolves names.
 
+mod carry;
+
+use std::any::Any;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +32,7 @@ pub struct Defined {
     /// From when on it has its value.
     pub from: Stage,
 }
+pub use carry::Carry;
 
 /// Passed to every `compile`. A `compile` reports what is wrong here and returns `None` (or what it could make), so
 /// that one run finds all mistakes.
@@ -48,6 +52,10 @@ pub struct Build<'a> {
     pub latest: Stage,
     /// Fields of backends' headers that variables ask for.
     pub upstream_fields: Vec<HeaderName>,
+    /// What the running configuration has to hand on.
+    pub previous: Carry,
+    /// What this one will.
+    pub carried: Carry,
 }
 
 impl<'a> Build<'a> {
@@ -61,6 +69,8 @@ impl<'a> Build<'a> {
             defined: HashMap::new(),
             latest: Stage::Request,
             upstream_fields: Vec::new(),
+            previous: Carry::default(),
+            carried: Carry::default(),
         }
     }
 
@@ -89,6 +99,16 @@ impl<'a> Build<'a> {
     pub fn is_left_out(&self, section: &str, name: &str) -> bool {
         let at = At::Root.key(section);
         !self.sources.left_out().is_whole(&at.key(name).to_path())
+    }
+
+    /// State of this type and name that outlives a reload: the running configuration's, if it `fits`, or a new one.
+    pub fn carry<T: Any + Send + Sync>(
+        &mut self,
+        name: String,
+        fits: impl FnOnce(&T) -> bool,
+        make: impl FnOnce() -> T,
+    ) -> Arc<T> {
+        self.carried.take_over(&self.previous, name, fits, make)
     }
 
     /// The pools of the document by name; `None` for those that cannot be made, which is reported already.

@@ -1,5 +1,6 @@
 //! The facts about one exchange, from the first byte of the request to the access log.
 
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, Method};
 
 use super::named::Memo;
+use super::pace::Pace;
 use super::{Failure, Slots};
 use crate::http::path;
 pub use crate::net::{Connection, TlsFacts};
@@ -47,6 +49,17 @@ pub struct Cx {
     pub site: Option<Arc<str>>,
     /// Bytes of the request's body that the present try has seen.
     pub body_received: u64,
+    /// What came of `limit_req`, in nginx's words.
+    pub limit_req: Option<&'static str>,
+    /// What came of `limit_conn`, in nginx's words.
+    pub limit_conn: Option<&'static str>,
+    /// What the request holds and gives back when it ends, in whichever way.
+    pub held: Vec<Box<dyn Held>>,
+    /// How fast the answer may go to the client, if that is limited.
+    pub pace: Option<Pace>,
+    /// What the route says in place of `timeouts.read` and `timeouts.total` of the pool.
+    pub read_timeout: Option<Duration>,
+    pub total_timeout: Option<Duration>,
     /// Every try to reach a backend, in order.
     pub tries: Vec<Try>,
     /// Fields of the last backend's header as it came, as far as variables ask for them.
@@ -64,6 +77,9 @@ pub struct Cx {
     /// What policies keep for their later phases.
     pub slots: Slots,
 }
+
+/// Something that is given back by dropping it.
+pub trait Held: fmt::Debug + Send + Sync {}
 
 /// One try to get an answer from a backend.
 #[derive(Debug)]
@@ -102,6 +118,12 @@ impl Cx {
             request_id: OnceLock::new(),
             site: None,
             body_received: 0,
+            limit_req: None,
+            limit_conn: None,
+            held: Vec::new(),
+            pace: None,
+            read_timeout: None,
+            total_timeout: None,
             tries: Vec::new(),
             upstream: None,
             status: 0,
@@ -124,6 +146,10 @@ impl Cx {
         self.path.push_str(path);
         self.target = Some(target);
         self.is_stripped_whole = false;
+        // What the first route has decided for its answer holds for no other.
+        self.pace = None;
+        self.read_timeout = None;
+        self.total_timeout = None;
     }
 
     /// The identifier of this request, made when it is first asked for: 32 hexadecimal digits that differ between

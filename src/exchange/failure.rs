@@ -35,6 +35,10 @@ pub enum Failure {
     Maintenance,
     /// It was asked for from a page of a host that may not.
     Referer,
+    /// There are more requests than `limit_req` lets through.
+    LimitReq,
+    /// There are as many requests being served as `limit_conn` lets in. The policy says which status that has.
+    LimitConn,
     /// Every member of the pool is down.
     PoolDown,
     /// Every member of the pool that could be asked has as many requests as it takes.
@@ -78,6 +82,8 @@ impl Failure {
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
             Failure::Access | Failure::Referer => 403,
             Failure::Maintenance => 503,
+            Failure::LimitReq => 429,
+            Failure::LimitConn => 503,
             Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
             Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
@@ -112,6 +118,8 @@ impl Failure {
             Failure::Access => "access",
             Failure::Maintenance => "maintenance",
             Failure::Referer => "referer",
+            Failure::LimitReq => "limit_req",
+            Failure::LimitConn => "limit_conn",
             Failure::PoolDown => "pool_down",
             Failure::PoolBusy => "pool_busy",
             Failure::QueueTimeout => "queue_timeout",

@@ -18,6 +18,9 @@ pub mod cookies;
 pub mod cors;
 pub mod errors;
 pub mod headers;
+pub mod limit_conn;
+pub mod limit_rate;
+pub mod limit_req;
 pub mod location;
 pub mod maintenance;
 pub mod referer;
@@ -25,6 +28,7 @@ pub mod request_id;
 pub mod rewrite;
 pub mod security_headers;
 pub mod sub_filter;
+pub mod timeouts;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -50,6 +54,9 @@ use cookies::Cookies;
 use cors::Cors;
 use errors::Errors;
 use headers::Headers;
+use limit_conn::LimitConn;
+use limit_rate::LimitRate;
+use limit_req::LimitReq;
 use location::Location;
 use maintenance::Maintenance;
 use referer::Referer;
@@ -57,6 +64,7 @@ use request_id::RequestId;
 use rewrite::Rewrite;
 use security_headers::SecurityHeaders;
 use sub_filter::SubFilter;
+use timeouts::Timeouts;
 
 /// One compiled policy. It implements the phases that it takes part in.
 pub trait Filter: Sized + Send + Sync {
@@ -64,6 +72,11 @@ pub trait Filter: Sized + Send + Sync {
     /// entries; any other replaces the farther one.
     fn inherit(self, _farther: &Self) -> Self {
         self
+    }
+
+    /// Whether [`Filter::request`] may take long enough for the client to be gone by then.
+    fn may_wait(&self) -> bool {
+        false
     }
 
     /// Before the action. May answer in its place, and may wait.
@@ -124,6 +137,8 @@ pub enum Flow {
     Reply(Reply),
     /// The request ends here for this reason.
     Fail(Failure),
+    /// The same, with an answer that says more than the status.
+    Refuse(Failure, Reply),
 }
 
 macro_rules! registry {
@@ -175,9 +190,12 @@ macro_rules! registry {
                         None => farther.unlogged,
                         Some(access_log) => matches!(access_log, OrOff::Off),
                     },
+                    waits: false,
                 };
                 let empty = chain.names().next().is_none();
-                Arc::new(Chain { empty, ..chain })
+                let waits = [$(chain.$key.as_ref().is_some_and(|filter| filter.may_wait())),+];
+                let waits = waits.contains(&true);
+                Arc::new(Chain { empty, waits, ..chain })
             }
         }
 
@@ -189,11 +207,13 @@ macro_rules! registry {
             empty: bool,
             /// `access_log: off`: where no level has an `access_log`, that of the document counts.
             unlogged: bool,
+            /// Whether a request may be held up here for long.
+            waits: bool,
         }
 
         impl Default for Chain {
             fn default() -> Chain {
-                Chain { $($key: None,)+ empty: true, unlogged: false }
+                Chain { $($key: None,)+ empty: true, unlogged: false, waits: false }
             }
         }
 
@@ -206,6 +226,11 @@ macro_rules! registry {
             /// Whether there is none, so that callers need not even read the clock.
             pub fn is_empty(&self) -> bool {
                 self.empty
+            }
+
+            /// Whether a request may be held up here for long.
+            pub fn waits(&self) -> bool {
+                self.waits
             }
 
             pub async fn request(
@@ -297,6 +322,13 @@ registry! {
     /// Lets clients in or refuses them, by address.
     // before all that counts, asks or remembers: whom it refuses costs nothing more
     access => Access,
+    /// How many requests may come in a time.
+    // before authentication, so that nobody can guess as fast as he likes or keep weir busy with hashes of passwords (nginx: both
+    // belong to its phase before access)
+    limit_req => LimitReq,
+    /// How many requests may be served at a time.
+    // behind limit_req: who waits there is not served yet
+    limit_conn => LimitConn,
     /// Answers for a site while it is worked at.
     // whoever may not come at all need not hear of it
     maintenance => Maintenance,
@@ -311,6 +343,10 @@ registry! {
     body_limit => BodyLimit,
     /// Changes the path that the action sees.
     rewrite => Rewrite,
+    /// How long to wait for backends.
+    timeouts => Timeouts,
+    /// How fast an answer goes to its client.
+    limit_rate => LimitRate,
     /// Own pages for errors.
     // it takes part in no phase: where an error has no body of its own, it is asked for one
     errors => Errors,

@@ -15,6 +15,7 @@ use std::time::{Instant, SystemTime};
 
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
@@ -140,7 +141,10 @@ impl Proxy {
         clock: fn() -> Instant,
     ) -> Result<Box<HttpPeer>> {
         let now = clock();
-        let deadline = self.pool.connector().deadline(cx.started);
+        let deadline = match cx.total_timeout {
+            Some(total) => Some(cx.started + total),
+            None => self.pool.connector().deadline(cx.started),
+        };
         if deadline.is_some_and(|end| now >= end) {
             cx.failure = Some(Failure::UpstreamTimeout);
             return Err(Error::explain(ErrorType::ReadTimedout, "no time left").into_up());
@@ -150,9 +154,10 @@ impl Proxy {
             patient: attempts.may_look_again(cx),
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
-            // A hundred answers may wait at once for one client to take them.
-            small_pieces: session.is_custom(),
+            // A hundred answers may wait at once for one client to take them, and a slow one goes out in small steps.
+            small_pieces: session.is_custom() || cx.pace.is_some(),
             deadline,
+            read: cx.read_timeout,
             ends: ends(cx),
         };
         if let Again::Next { reused } = attempts.again {
@@ -176,7 +181,7 @@ impl Proxy {
             None => tokio::select! {
                 biased;
                 pick = self.pool.take(&mut choice, &mut attempts.tried, clock) => pick,
-                left = left(session) => return Err(left),
+                left = left(session.as_downstream_mut()) => return Err(left),
             },
         };
         attempts.member = match pick {
@@ -252,8 +257,7 @@ fn drawn(choice: Choice, now: Instant) -> Choice {
 }
 
 /// Waits until the client goes away, as far as that can be seen: not while it may still send parts of its body.
-async fn left(session: &mut Session) -> Box<Error> {
-    let client = session.as_downstream_mut();
+pub async fn left(client: &mut ServerSession) -> Box<Error> {
     if client.is_body_done()
         && let Err(e) = client.read_body_or_idle(true).await
     {

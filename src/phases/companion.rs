@@ -84,7 +84,7 @@ impl HttpServerApp for Companion {
         let Reply { mut head, body } = send::with_page(reply, session.req_header());
         send::set_server(&mut head);
         let sent = match send::set_length(&mut head, &body) {
-            Ok(()) => send::write(&mut session, head, body, Transforms::default()).await,
+            Ok(()) => send::write(&mut session, head, body, Transforms::default(), None).await,
             Err(e) => Err(e),
         };
         if let Err(e) = &sent {

@@ -62,10 +62,11 @@ impl Edge {
 
     /// Answers it.
     async fn serve(&self, mut session: ServerSession, mut x: Exchange) {
-        let sent = match answer(session.req_header(), &mut x, &self.weir.live).await {
-            Some(reply) => send::reply(&mut session, &x, reply).await,
+        let sent = match answer(&mut session, &mut x, &self.weir.live).await {
+            Ok(Some(reply)) => send::reply(&mut session, &x, reply).await,
             // Nobody proxies this; the stream ends without an answer.
-            None => Err(super::internal("no answer")),
+            Ok(None) => Err(super::internal("no answer")),
+            Err(e) => Err(e),
         };
         if let Err(e) = &sent {
             let failure = *x.cx.failure.get_or_insert_with(|| failure_of(e));

@@ -217,6 +217,7 @@ impl Exchange {
         if let Stage::Tunnel { .. } = self.stage {
             self.snapshot.tunnels.fetch_sub(1, Ordering::Relaxed);
         }
+        self.cx.held.clear();
         self.stage = Stage::Ended;
     }
 
@@ -268,11 +269,11 @@ impl ProxyHttp for Weir {
     }
 
     async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
-        let reply = match answer(session.req_header(), x, &self.live).await {
-            Some(reply) => reply,
-            None => return Ok(false),
+        let client = session.as_downstream_mut();
+        let Some(reply) = answer(client, x, &self.live).await? else {
+            return Ok(false);
         };
-        send::reply(session.as_downstream_mut(), x, reply).await?;
+        send::reply(client, x, reply).await?;
         Ok(true)
     }
 
@@ -430,14 +431,20 @@ impl ProxyHttp for Weir {
     fn response_body_filter(
         &self,
         session: &mut Session,
-        _body: &mut Option<Bytes>,
+        body: &mut Option<Bytes>,
         _end: bool,
         x: &mut Exchange,
     ) -> Result<Option<Duration>> {
         if x.is_body_changing {
             body::announce(session);
         }
-        Ok(None)
+        Ok(match (&mut x.cx.pace, x.stage, body) {
+            (Some(pace), Stage::Request, Some(part)) => {
+                let wait = pace.send(part.len() as u64, Instant::now());
+                (!wait.is_zero()).then_some(wait)
+            }
+            _ => None,
+        })
     }
 
     fn error_while_proxy(
@@ -679,7 +686,36 @@ fn client(request: &RequestHeader, cx: &Cx, snapshot: &Snapshot) -> Option<std::
 }
 
 /// The answer that needs no backend; `None` when the request is to be proxied.
-async fn answer(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Option<Reply> {
+///
+/// # Errors
+/// When the client goes away while a policy has the request wait.
+async fn answer(
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    live: &Live,
+) -> Result<Option<Reply>> {
+    match x.chain().waits() && x.cx.failure.is_none() {
+        false => Ok(decide(session.req_header(), x, live).await),
+        // Boxed: most requests need no room for it.
+        true => Box::pin(decide_watching(session, x, live)).await,
+    }
+}
+
+/// Who watches the client needs the session, so that the policies get a copy of its request.
+async fn decide_watching(
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    live: &Live,
+) -> Result<Option<Reply>> {
+    let request = session.req_header().clone();
+    tokio::select! {
+        biased;
+        reply = decide(&request, x, live) => Ok(reply),
+        left = crate::handler::proxy::left(session) => Err(left),
+    }
+}
+
+async fn decide(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Option<Reply> {
     let reply = answer_as_it_is(request, x, live).await?;
     Some(with_page_of_route(reply, request, x, live).await)
 }
@@ -795,6 +831,10 @@ async fn run(
         Flow::Continue => act(&route, request, x, live).await,
         Flow::Reply(reply) => Ok(Outcome::Reply(reply)),
         Flow::Fail(failure) => Err(failure),
+        Flow::Refuse(failure, reply) => {
+            x.cx.failure = Some(failure);
+            Ok(Outcome::Reply(reply))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, Version, header};
@@ -12,6 +12,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::{Exchange, grpc};
+use crate::exchange::pace::Pace;
 use crate::exchange::transform::{Then, is_bodiless, replace_body};
 use crate::exchange::vars::View;
 use crate::exchange::{Body, Cx, Failure, Parts, Reply, Transforms, disk};
@@ -32,7 +33,7 @@ pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Repl
     let Reply { mut head, body } = with_page(reply, request);
     set_length(&mut head, &body)?;
     let transforms = finish_header(session, &mut head, x);
-    write(session, head, body, transforms).await
+    write(session, head, body, transforms, x.cx.pace).await
 }
 
 /// What the header of every answer gets last, whoever made it, and what becomes of the body behind it.
@@ -79,12 +80,13 @@ pub(super) fn set_length(head: &mut ResponseHeader, body: &Body) -> Result<()> {
     Ok(())
 }
 
-/// Writes header and body; the body is left out where the request wants none.
+/// Writes header and body, as fast as it may go; the body is left out where the request wants none.
 pub(super) async fn write(
     session: &mut ServerSession,
     head: Box<ResponseHeader>,
     body: Body,
     transforms: Transforms,
+    mut pace: Option<Pace>,
 ) -> Result<()> {
     let request = session.req_header();
     let head_only = request.method == Method::HEAD;
@@ -100,27 +102,28 @@ pub(super) async fn write(
     }
     session.write_response_header(head).await?;
     if !transforms.is_empty() {
-        return write_changed(session, body, transforms).await;
+        return write_changed(session, body, transforms, &mut pace).await;
     }
     // What is written last says so: on HTTP/2 the end would be a frame of its own.
     match body {
         Body::Bytes(bytes) if !head_only && !bytes.is_empty() => {
-            session.write_response_body(bytes, true).await
+            write_bytes(session, bytes, true, &mut pace).await
         }
         Body::File {
             file,
             start,
             length,
         } if !head_only => {
-            write_file(session, file, start, length).await?;
+            write_file(session, file, start, length, &mut pace).await?;
             session.finish_body().await
         }
         Body::Parts(Parts { file, parts, end }) if !head_only => {
             for (before, part) in parts {
-                session.write_response_body(before, false).await?;
-                write_file(session, file.clone(), part.start, part.end - part.start).await?;
+                write_bytes(session, before, false, &mut pace).await?;
+                let length = part.end - part.start;
+                write_file(session, file.clone(), part.start, length, &mut pace).await?;
             }
-            session.write_response_body(end, true).await
+            write_bytes(session, end, true, &mut pace).await
         }
         _ => session.finish_body().await,
     }
@@ -131,37 +134,39 @@ async fn write_changed(
     session: &mut ServerSession,
     body: Body,
     mut transforms: Transforms,
+    pace: &mut Option<Pace>,
 ) -> Result<()> {
     let to = &mut transforms;
     match body {
         Body::Empty => {}
-        Body::Bytes(bytes) => change_bytes(session, bytes, to).await?,
+        Body::Bytes(bytes) => change_bytes(session, bytes, to, pace).await?,
         Body::File {
             file,
             start,
             length,
-        } => change_file(session, &file, start..start + length, to).await?,
+        } => change_file(session, &file, start..start + length, to, pace).await?,
         Body::Parts(Parts { file, parts, end }) => {
             for (before, part) in parts {
-                change_bytes(session, before, to).await?;
-                change_file(session, &file, part, to).await?;
+                change_bytes(session, before, to, pace).await?;
+                change_file(session, &file, part, to, pace).await?;
             }
-            change_bytes(session, end, to).await?;
+            change_bytes(session, end, to, pace).await?;
         }
     }
     let rest = pass(to, Bytes::new(), Then::End)?;
-    session.write_response_body(rest, true).await
+    write_bytes(session, rest, true, pace).await
 }
 
 async fn change_bytes(
     session: &mut ServerSession,
     mut bytes: Bytes,
     transforms: &mut Transforms,
+    pace: &mut Option<Pace>,
 ) -> Result<()> {
     while !bytes.is_empty() {
         let piece = bytes.split_to(CHUNK.min(bytes.len()));
         let piece = pass(transforms, piece, Then::Next)?;
-        session.write_response_body(piece, false).await?;
+        write_bytes(session, piece, false, pace).await?;
         // Others are waiting while a large body is worked at.
         tokio::task::yield_now().await;
     }
@@ -173,12 +178,13 @@ async fn change_file(
     file: &Arc<File>,
     part: Range<u64>,
     transforms: &mut Transforms,
+    pace: &mut Option<Pace>,
 ) -> Result<()> {
     let mut at = part.start;
     while at < part.end {
         let piece = read_piece(file, at, part.end, CHUNK).await?;
         at += piece.len() as u64;
-        change_bytes(session, piece, transforms).await?;
+        change_bytes(session, piece, transforms, pace).await?;
     }
     Ok(())
 }
@@ -188,21 +194,55 @@ fn pass(transforms: &mut Transforms, piece: Bytes, then: Then) -> Result<Bytes> 
     passed.or_err(ErrorType::InternalError, "changing a body")
 }
 
+async fn write_bytes(
+    session: &mut ServerSession,
+    mut bytes: Bytes,
+    end: bool,
+    pace: &mut Option<Pace>,
+) -> Result<()> {
+    if pace.is_some() {
+        let piece = piece(pace, usize::MAX);
+        while bytes.len() > piece {
+            hold(pace, piece).await;
+            let part = bytes.split_to(piece);
+            session.write_response_body(part, false).await?;
+        }
+        hold(pace, bytes.len()).await;
+    }
+    session.write_response_body(bytes, end).await
+}
+
+/// How much to send at a time.
+fn piece(pace: &Option<Pace>, most: usize) -> usize {
+    pace.as_ref().map_or(most, |pace| pace.piece(most))
+}
+
+/// Waits until these bytes may go out.
+async fn hold(pace: &mut Option<Pace>, bytes: usize) {
+    if let Some(pace) = pace {
+        let wait = pace.send(bytes as u64, Instant::now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
 /// Sends a part of a file, a piece at a time, never waiting for a disk on the worker.
 async fn write_file(
     session: &mut ServerSession,
     file: Arc<File>,
     start: u64,
     length: u64,
+    pace: &mut Option<Pace>,
 ) -> Result<()> {
     match plain_http1(session) {
         Some(connection) => {
             connection.lend(file.clone(), start);
-            let sent = send_file(session, &file, start, length).await;
+            let sent = send_file(session, &file, start, length, pace).await;
             connection.take_back();
             sent
         }
-        None => copy_file(session, &file, start, length).await,
+        None => copy_file(session, &file, start, length, pace).await,
     }
 }
 
@@ -218,10 +258,13 @@ async fn send_file(
     file: &Arc<File>,
     mut at: u64,
     length: u64,
+    pace: &mut Option<Pace>,
 ) -> Result<()> {
     let end = at + length;
+    let most = piece(pace, MOST_STAND_IN);
     while at < end {
-        let size = at_most(MOST_STAND_IN, end - at);
+        let size = at_most(most, end - at);
+        hold(pace, size).await;
         disk::bring_in(file, at, size).await;
         session.write_response_body(stand_in(size), false).await?;
         at += size as u64;
@@ -235,13 +278,15 @@ async fn copy_file(
     file: &Arc<File>,
     mut at: u64,
     length: u64,
+    pace: &mut Option<Pace>,
 ) -> Result<()> {
     let connection = Connection::of(session.digest());
     let is_held_up = || connection.as_ref().is_some_and(|it| it.is_held_up());
     let end = at + length;
     while at < end {
         let most = if is_held_up() { SMALL_CHUNK } else { CHUNK };
-        let chunk = read_piece(file, at, end, most).await?;
+        let chunk = read_piece(file, at, end, piece(pace, most)).await?;
+        hold(pace, chunk.len()).await;
         at += chunk.len() as u64;
         session.write_response_body(chunk, false).await?;
     }

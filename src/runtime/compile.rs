@@ -40,6 +40,9 @@ pub fn compile(
     previous: Option<&Snapshot>,
 ) -> (Option<Plan>, Issues) {
     let mut b = Build::new(sources);
+    if let Some(previous) = previous {
+        b.previous = previous.carry.clone();
+    }
     let plan = plan(config, previous, &mut b);
     (plan, b.issues)
 }
@@ -92,6 +95,7 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
         drain,
         watch: config.watch,
         cuts: previous.map_or_else(Arc::default, |previous| previous.cuts.clone()),
+        carry: std::mem::take(&mut b.carried),
         tunnels: AtomicUsize::new(0),
         edge,
         companion,

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use http::HeaderName;
 use parking_lot::Mutex;
 
+use crate::build::Carry;
 use crate::exchange::named::Named;
 use crate::filter::Chain;
 use crate::handler::Handler;
@@ -135,6 +136,8 @@ pub struct Snapshot {
     pub watch: bool,
     /// What is cut off when the process ends; one for all snapshots.
     pub cuts: Arc<Cuts>,
+    /// Counts that the next configuration goes on with.
+    carry: Carry,
     /// Requests under it that became tunnels and still are.
     pub tunnels: AtomicUsize,
     edge: Listeners,

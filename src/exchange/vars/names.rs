@@ -32,6 +32,9 @@ pub enum Var {
     Https,
     /// `?` if there is a query.
     IsArgs,
+    /// What came of the policy, in nginx's words.
+    LimitConn,
+    LimitReq,
     Listener,
     Msec,
     /// One that the document defines, by its place among them.
@@ -129,6 +132,8 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("http2", Var::Http2, Stage::Request),
     ("https", Var::Https, Stage::Request),
     ("is_args", Var::IsArgs, Stage::Request),
+    ("limit_conn_status", Var::LimitConn, Stage::Response),
+    ("limit_req_status", Var::LimitReq, Stage::Response),
     ("listener", Var::Listener, Stage::Request),
     ("msec", Var::Msec, Stage::Request),
     ("pid", Var::Pid, Stage::Request),

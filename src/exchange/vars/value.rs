@@ -46,6 +46,8 @@ impl Var {
             Var::Http2 => put(http2(view), out),
             Var::Https => put(if connection.tls.is_some() { "on" } else { "" }, out),
             Var::IsArgs => put(if args(view).is_some() { "?" } else { "" }, out),
+            Var::LimitConn => put(cx.limit_conn?, out),
+            Var::LimitReq => put(cx.limit_req?, out),
             Var::Listener => put(some(&*connection.listener)?, out),
             Var::Msec => date::seconds(date::since_epoch(view.wall), out),
             Var::Named(index) => put(cx.named.value(*index, view)?, out),

@@ -213,7 +213,7 @@ impl Line {
         match phase {
             Phase::Tunnel => since + limits.tunnel,
             Phase::Header | Phase::Body => {
-                let deadline = since + limits.read;
+                let deadline = since + self.needs.read.unwrap_or(limits.read);
                 self.needs
                     .deadline
                     .map_or(deadline, |end| deadline.min(end))

@@ -180,6 +180,8 @@ pub struct Needs {
     pub small_pieces: bool,
     /// When the request has taken too long in all.
     pub deadline: Option<Instant>,
+    /// How long to wait for the backend, in place of what the pool says.
+    pub read: Option<Duration>,
     /// The client's connection, for a backend that is told of it.
     pub ends: Option<Ends>,
 }
@@ -250,7 +252,7 @@ impl Dialer {
             // Pingora takes it once, before the answer tells what it is, and then waits as long for each part of it.
             peer.options.read_timeout = Some(match needs.events {
                 true => limits.tunnel,
-                false => within(limits.read),
+                false => within(needs.read.unwrap_or(limits.read)),
             });
             peer.options.idle_timeout = Some(limits.idle);
             // Pingora's way to say: HTTP/2 without TLS. What there is of TLS is in the stream.
