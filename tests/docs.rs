@@ -74,6 +74,8 @@ fn surroundings(block: &str) -> Setup {
         .file("passwords", "secret\n")
         .file("moved.txt", "/old /new\n")
         .file("blocked.txt", "192.0.2.0/24\n")
+        .file("htpasswd", "ada:{SHA}qZk+NkcGgWq6PiVxeFDCbJzQ2J0=\n")
+        .file("jwks.json", KEYS)
         .file("today.key", [1; 80])
         .file("yesterday.key", [2; 80]);
     let authority = Authority::new();
@@ -130,6 +132,10 @@ listeners:
     }
     document
 }
+
+/// A set of one public key (RFC 7517 appendix A.1).
+const KEYS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+    "y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
 
 /// The line and the text of each block that is to be accepted.
 fn yaml_blocks(text: &str) -> Vec<(usize, String)> {

@@ -15,6 +15,7 @@ mod quick_start; // weir proxy, weir files
 // the way of a request
 mod access; // who may come, by address
 mod actions; // redirect, respond, status
+mod auth; // auth_basic, auth_request, jwt, signed_url
 mod balance; // who gets a request
 mod body_limit; // bodies that are too large
 mod changing_files; // truncated, replaced, renamed and closed while they are served

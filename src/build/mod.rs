@@ -3,7 +3,7 @@
 mod carry;
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +41,8 @@ pub struct Build<'a> {
     pub sources: &'a Sources,
     /// `None`: the pool is wrong, and that is reported.
     pools: HashMap<String, Option<Arc<Pool>>>,
+    /// Names of pools that were asked for.
+    used_pools: HashSet<String>,
     /// Names that the regex of the route being compiled captures: `$name` in its templates.
     pub captures: Vec<String>,
     /// That regex is wrong, and reported: a variable that nobody knows may be one of its captures.
@@ -52,6 +54,8 @@ pub struct Build<'a> {
     pub latest: Stage,
     /// Fields of backends' headers that variables ask for.
     pub upstream_fields: Vec<HeaderName>,
+    /// Variables that the tokens of the routes being compiled bring: `$name` in what is compiled behind them.
+    pub claims: Vec<String>,
     /// What the running configuration has to hand on.
     pub previous: Carry,
     /// What this one will.
@@ -64,11 +68,13 @@ impl<'a> Build<'a> {
             issues: Issues::default(),
             sources,
             pools: HashMap::new(),
+            used_pools: HashSet::new(),
             captures: Vec::new(),
             captures_unknown: false,
             defined: HashMap::new(),
             latest: Stage::Request,
             upstream_fields: Vec::new(),
+            claims: Vec::new(),
             previous: Carry::default(),
             carried: Carry::default(),
         }
@@ -116,9 +122,15 @@ impl<'a> Build<'a> {
         self.pools = pools;
     }
 
+    /// Whether anything has asked for the pool of that name.
+    pub fn uses_pool(&self, name: &str) -> bool {
+        self.used_pools.contains(name)
+    }
+
     /// The pool of that name, or an issue with a suggestion.
     pub fn pool(&mut self, at: &At<'_>, name: &str) -> Option<Arc<Pool>> {
         if let Some(pool) = self.pools.get(name) {
+            self.used_pools.insert(name.to_owned());
             return pool.clone();
         }
         if self.is_left_out("pools", name) {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::named::Memo;
 use super::pace::Pace;
@@ -49,6 +49,12 @@ pub struct Cx {
     pub site: Option<Arc<str>>,
     /// Bytes of the request's body that the present try has seen.
     pub body_received: u64,
+    /// Who the client is, as a policy has found.
+    pub user: Option<String>,
+    /// What a service that was asked about the request tells its backend.
+    pub vouched: Vec<(HeaderName, HeaderValue)>,
+    /// What a token says that is a variable, in the order in which these were compiled.
+    pub claims: Vec<Option<String>>,
     /// What came of `limit_req`, in nginx's words.
     pub limit_req: Option<&'static str>,
     /// What came of `limit_conn`, in nginx's words.
@@ -118,6 +124,9 @@ impl Cx {
             request_id: OnceLock::new(),
             site: None,
             body_received: 0,
+            user: None,
+            vouched: Vec::new(),
+            claims: Vec::new(),
             limit_req: None,
             limit_conn: None,
             held: Vec::new(),
@@ -150,6 +159,8 @@ impl Cx {
         self.pace = None;
         self.read_timeout = None;
         self.total_timeout = None;
+        self.vouched.clear();
+        self.claims.clear();
     }
 
     /// The identifier of this request, made when it is first asked for: 32 hexadecimal digits that differ between

@@ -39,6 +39,24 @@ pub enum Failure {
     LimitReq,
     /// There are as many requests being served as `limit_conn` lets in. The policy says which status that has.
     LimitConn,
+    /// No name with its password.
+    AuthBasic,
+    /// There are more passwords to check than can be.
+    AuthBusy,
+    /// The service that `auth_request` asks refuses the request. The status is the service's.
+    AuthRequest,
+    /// That service answers neither yes nor no.
+    AuthAnswer,
+    /// It does not answer at all.
+    AuthUnreachable,
+    /// No token, or one that does not hold.
+    Jwt,
+    /// The keys that tokens are signed with could not be fetched yet.
+    JwtKeys,
+    /// The URL is not signed.
+    SignedUrl,
+    /// It is, but has expired.
+    SignedUrlExpired,
     /// Every member of the pool is down.
     PoolDown,
     /// Every member of the pool that could be asked has as many requests as it takes.
@@ -80,8 +98,13 @@ impl Failure {
             Failure::NoClientCert | Failure::ClientCert => 400,
             Failure::NoSite { secure: true } | Failure::Misdirected => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
-            Failure::Access | Failure::Referer => 403,
+            Failure::Access | Failure::Referer | Failure::SignedUrl => 403,
             Failure::Maintenance => 503,
+            Failure::AuthBasic | Failure::AuthRequest | Failure::Jwt => 401,
+            Failure::AuthBusy | Failure::JwtKeys => 503,
+            Failure::AuthAnswer => 500,
+            Failure::AuthUnreachable => 502,
+            Failure::SignedUrlExpired => 410,
             Failure::LimitReq => 429,
             Failure::LimitConn => 503,
             Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
@@ -120,6 +143,15 @@ impl Failure {
             Failure::Referer => "referer",
             Failure::LimitReq => "limit_req",
             Failure::LimitConn => "limit_conn",
+            Failure::AuthBasic => "auth_basic",
+            Failure::AuthBusy => "auth_busy",
+            Failure::AuthRequest => "auth_request",
+            Failure::AuthAnswer => "auth_answer",
+            Failure::AuthUnreachable => "auth_unreachable",
+            Failure::Jwt => "jwt",
+            Failure::JwtKeys => "jwt_keys",
+            Failure::SignedUrl => "signed_url",
+            Failure::SignedUrlExpired => "signed_url_expired",
             Failure::PoolDown => "pool_down",
             Failure::PoolBusy => "pool_busy",
             Failure::QueueTimeout => "queue_timeout",

@@ -12,12 +12,15 @@
 
 pub mod access;
 pub mod access_log;
+pub mod auth_basic;
+pub mod auth_request;
 pub mod body_limit;
 pub mod compress;
 pub mod cookies;
 pub mod cors;
 pub mod errors;
 pub mod headers;
+pub mod jwt;
 pub mod limit_conn;
 pub mod limit_rate;
 pub mod limit_req;
@@ -27,6 +30,7 @@ pub mod referer;
 pub mod request_id;
 pub mod rewrite;
 pub mod security_headers;
+pub mod signed_url;
 pub mod sub_filter;
 pub mod timeouts;
 
@@ -48,12 +52,15 @@ use crate::value::keys::{self, Keyed};
 
 use access::Access;
 use access_log::AccessLog;
+use auth_basic::AuthBasic;
+use auth_request::AuthRequest;
 use body_limit::BodyLimit;
 use compress::Compress;
 use cookies::Cookies;
 use cors::Cors;
 use errors::Errors;
 use headers::Headers;
+use jwt::Jwt;
 use limit_conn::LimitConn;
 use limit_rate::LimitRate;
 use limit_req::LimitReq;
@@ -63,6 +70,7 @@ use referer::Referer;
 use request_id::RequestId;
 use rewrite::Rewrite;
 use security_headers::SecurityHeaders;
+use signed_url::SignedUrl;
 use sub_filter::SubFilter;
 use timeouts::Timeouts;
 
@@ -341,6 +349,16 @@ registry! {
     /// Refuses requests with a body that is too large.
     // before all that reads a body
     body_limit => BodyLimit,
+    /// Lets in who has a link that is signed and has not expired.
+    // of those that ask who the client is, first what costs least; each must let it in
+    signed_url => SignedUrl,
+    /// Lets in who has a token that is signed.
+    jwt => Jwt,
+    /// Lets in who has a name and its password.
+    auth_basic => AuthBasic,
+    /// Asks a service whether to let in.
+    // last: another server is asked only about those who may come otherwise
+    auth_request => AuthRequest,
     /// Changes the path that the action sees.
     rewrite => Rewrite,
     /// How long to wait for backends.

@@ -1,6 +1,7 @@
 //! Rules of HTTP, and of what stands ahead of it, without I/O.
 
 pub mod accept;
+pub mod base64url;
 pub mod chunked;
 pub mod coding;
 pub mod conditional;

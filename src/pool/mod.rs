@@ -20,6 +20,7 @@
 //! A pool is made anew when the file is loaded. Members that stay keep their state and their counters, and a pool in
 //! which nothing changed stays the same object with its probes running.
 
+pub mod ask;
 pub mod backend;
 pub mod balance;
 pub mod expect;

@@ -124,6 +124,7 @@ impl config::Site {
         defaults: &Arc<Chain>,
         b: &mut Build<'_>,
     ) -> Site {
+        let claims = b.claims.len();
         let chain = self.filters.compile(at, defaults, b);
         if self.routes.is_empty() {
             b.error(at, "a site needs `routes`")
@@ -135,6 +136,7 @@ impl config::Site {
             let name = format!("{name}.routes[{i}]");
             routes.extend(route.compile(&at.index(i), name, &chain, b).map(Arc::new));
         }
+        b.claims.truncate(claims);
         let site = Site {
             name: name.into(),
             hosts,
@@ -240,9 +242,11 @@ impl config::Route {
             b.captures = pattern::capture_names(regex).collect();
         }
         b.captures_unknown = path.is_none();
+        let claims = b.claims.len();
         let chain = self.filters.compile(at, site, b);
         let handler = self.actions.compile(at, b);
         b.captures.clear();
+        b.claims.truncate(claims);
         b.captures_unknown = false;
         Some(Route {
             name: name.into(),

@@ -249,17 +249,10 @@ fn pools(
 /// A pool that no route names is hardly meant.
 fn unused_pools(config: &Config, b: &mut Build<'_>) {
     let at = At::Root.key("pools");
-    let routes = config.sites.values().flat_map(|site| &site.routes);
-    let used: std::collections::HashSet<&str> = routes
-        .filter_map(|route| route.actions.proxy.as_ref())
-        .map(|proxy| proxy.0.pool.as_str())
-        .collect();
-    for name in config
-        .pools
-        .keys()
-        .filter(|name| !used.contains(name.as_str()))
-    {
-        b.warn(&at.key(name), "no route uses this pool").on_key();
+    for name in config.pools.keys() {
+        if !b.uses_pool(name) {
+            b.warn(&at.key(name), "no route uses this pool").on_key();
+        }
     }
 }
 

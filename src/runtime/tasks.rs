@@ -1,5 +1,6 @@
 //! Background work that follows the live snapshot: started for what appears, stopped for what is gone.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +34,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Tasks {
     pools: Vec<PoolTasks>,
     certificates: JoinSet<()>,
+    /// Keys of tokens that are fetched.
+    keys: JoinSet<()>,
 }
 
 /// What one pool needs.
@@ -58,6 +61,19 @@ impl Tasks {
                     _health: pool.spawn_health(),
                     _names: pool.spawn_names(),
                 });
+            }
+        }
+        self.keys = JoinSet::new();
+        let mut followed = HashSet::new();
+        for jwt in snapshot
+            .router
+            .routes()
+            .filter_map(|route| route.chain.jwt.as_ref())
+        {
+            if followed.insert(Arc::as_ptr(jwt))
+                && let Some(following) = jwt.follow_keys()
+            {
+                self.keys.spawn(following);
             }
         }
         self.certificates = JoinSet::new();

@@ -21,6 +21,8 @@ pub enum Var {
     Connection,
     ConnectionRequests,
     ConnectionTime,
+    /// What the token says, by the place in the list of claims that are variables.
+    Claim(usize),
     /// A cookie of the request by name regardless of case (a variable's name could not tell).
     Cookie(Box<str>),
     /// The word for why weir ended the request.
@@ -297,6 +299,10 @@ pub(super) fn resolve(stage: Stage, at: &At<'_>, name: &str, b: &mut Build<'_>) 
     // a capture hides a variable of the same name: it is the nearer definition
     if let Some(index) = b.captures.iter().position(|capture| capture == name) {
         return Some(Piece::Var(Var::Capture(index)));
+    }
+    // the nearest token's, of several
+    if let Some(index) = b.claims.iter().rposition(|claim| claim == name) {
+        return Some(Piece::Var(Var::Claim(index)));
     }
     match name {
         "hostname" => return Some(Piece::Literal(hostname().into())),

@@ -39,6 +39,7 @@ impl Var {
                 let until = cx.ended.unwrap_or(cx.started);
                 date::seconds(until.saturating_duration_since(connection.since?), out);
             }
+            Var::Claim(index) => put(cx.claims.get(*index)?.as_deref()?, out),
             Var::Cookie(name) => put(cookie(&view.request.headers, name)?, out),
             Var::Failure => put(cx.failure?.word(), out),
             Var::Host => put(some(&cx.host)?, out),
@@ -68,8 +69,8 @@ impl Var {
             Var::RealipRemotePort => number(connection.peer?.port(), out),
             Var::RemoteAddr => address(cx.client, out),
             Var::RemotePort => number(client_port(cx)?, out),
-            // nobody is authenticated yet, and a name that was merely claimed is not the user's
-            Var::RemoteUser => return None,
+            // a name that was merely claimed is not the user's
+            Var::RemoteUser => put(cx.user.as_deref()?, out),
             Var::Request => match &cx.unread {
                 Some(line) => put(some(line)?, out),
                 None => request_line(view.request, out),
