@@ -497,8 +497,9 @@ impl ProxyHttp for Weir {
             session.set_keepalive(None);
             let client = session.as_downstream_mut();
             // The client may be gone by now; there is nobody else to tell.
-            if send::reply(client, x, reply).await.is_ok() && !client.is_http2() {
-                // Ended, not only dropped: then its client can read it, whatever it still sends.
+            if send::reply(client, x, reply).await.is_ok() {
+                // Ended, not only dropped: then its client can read it, whatever it still sends. (On HTTP/2 it has
+                // ended already.)
                 client.shutdown().await;
             }
         }
