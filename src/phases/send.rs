@@ -23,8 +23,8 @@ use crate::net::{Connection, MOST_STAND_IN, stand_in};
 const SERVER: HeaderValue = HeaderValue::from_static("weir");
 /// How much of a file is in memory at a time for one answer that `sendfile` cannot send.
 const CHUNK: usize = 64 * 1024;
-/// The same for a client that leaves others of its answers waiting.
-const SMALL_CHUNK: usize = 8 * 1024;
+/// The same for a client that leaves others of its answers waiting: a frame of HTTP/2.
+const SMALL_CHUNK: usize = 16 * 1024;
 
 /// Writes an answer, with the policies that its route has for answers.
 pub(super) async fn reply(session: &mut ServerSession, x: &Exchange, reply: Reply) -> Result<()> {
