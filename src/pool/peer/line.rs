@@ -31,10 +31,11 @@ pub(super) enum Phase {
     Tunnel,
 }
 
-/// How much is read at once for a client that may leave many answers waiting (nginx: `http2_chunk_size`), and how far ahead
-/// of it. Pingora would read about ten pieces of up to 64 KiB each.
-const PIECE: usize = 8 * 1024;
+/// How far ahead of its client an answer is read (nginx: `proxy_buffers`). Pingora would read about ten pieces of up to
+/// 64 KiB each.
 const FAR: usize = 64 * 1024;
+/// How much is read at once for a client that may leave many answers waiting (nginx: `http2_chunk_size`).
+const PIECE: usize = 8 * 1024;
 /// Both, for a client that takes its answers more slowly than they come.
 const SMALL_PIECE: usize = 4 * 1024;
 
@@ -71,6 +72,10 @@ struct Ahead {
 
 impl Line {
     pub(super) fn new(dialer: Arc<Dialer>, needs: Needs, http2: bool, offer: Offer) -> Arc<Line> {
+        let most = match needs.small_pieces {
+            true => SMALL_PIECE,
+            false => FAR,
+        };
         Arc::new_cyclic(|me| Line {
             me: me.clone(),
             dialer,
@@ -78,7 +83,7 @@ impl Line {
             phase: AtomicU8::new(Phase::Header as u8),
             ahead: Mutex::new(Ahead {
                 bytes: 0,
-                most: SMALL_PIECE,
+                most,
                 reader: None,
             }),
             reused: AtomicBool::new(false),
@@ -176,12 +181,12 @@ impl Line {
 
     /// All that was read so far is on its way to the client, which takes it slowly (`slow`) or as fast as it comes.
     pub fn passed(&self, slow: bool) {
+        let mut ahead = self.ahead.lock();
+        ahead.bytes = 0;
         if self.needs.small_pieces {
-            let mut ahead = self.ahead.lock();
-            ahead.bytes = 0;
             ahead.most = if slow { SMALL_PIECE } else { FAR };
-            ahead.reader.take().inspect(Waker::wake_by_ref);
         }
+        ahead.reader.take().inspect(Waker::wake_by_ref);
     }
 
     /// Takes note of a piece of the answer.
@@ -192,8 +197,12 @@ impl Line {
     /// How much is to be read next; `None` when enough is read for now, of which the reader is told the end.
     pub(super) fn next_piece(&self, cx: &Context<'_>) -> Option<usize> {
         let mut ahead = self.ahead.lock();
+        let piece = match self.needs.small_pieces {
+            true => PIECE.min(ahead.most),
+            false => FAR,
+        };
         if ahead.bytes < ahead.most {
-            return Some(PIECE.min(ahead.most));
+            return Some(piece);
         }
         match self.phase() {
             Phase::Body => ahead.reader = Some(cx.waker().clone()),
@@ -202,7 +211,7 @@ impl Line {
                 ahead.bytes = 0;
                 cx.waker().wake_by_ref();
             }
-            Phase::Tunnel => return Some(PIECE),
+            Phase::Tunnel => return Some(piece),
         }
         None
     }

@@ -268,18 +268,13 @@ impl AsyncRead for Wire {
             return Poll::Ready(Err(no_chunk()));
         }
         let before = buf.filled().len();
-        let read = if this.line.needs.small_pieces && !link.http2 {
-            let Some(most) = this.line.next_piece(cx) else {
-                // It is not the backend that is waited for.
-                this.wait.since = None;
-                return Poll::Pending;
-            };
-            let read = poll_read_piece(&mut link.io, cx, buf, most);
-            this.line.read(buf.filled().len() - before);
-            read
-        } else {
-            link.io.poll_read(cx, buf)
+        let Some(most) = this.line.next_piece(cx) else {
+            // It is not the backend that is waited for.
+            this.wait.since = None;
+            return Poll::Pending;
         };
+        let read = poll_read_piece(&mut link.io, cx, buf, most);
+        this.line.read(buf.filled().len() - before);
         match read {
             Poll::Ready(read) => {
                 let count = buf.filled().len() - before;
@@ -316,7 +311,9 @@ fn poll_read_piece(
     buf: &mut ReadBuf<'_>,
     most: usize,
 ) -> Poll<io::Result<()>> {
-    let most = buf.remaining().min(most);
+    if most >= buf.remaining() {
+        return io.poll_read(cx, buf);
+    }
     let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
     ready!(io.poll_read(cx, &mut piece))?;
     let count = piece.filled().len();
