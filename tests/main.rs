@@ -32,6 +32,7 @@ mod listeners; // addresses of all kinds
 mod listing; // what is in a folder
 mod names; // backends whose addresses name servers know
 mod open_files; // files that are remembered, and how large ones are sent
+mod pairs; // any two policies on one route
 mod passive; // who fails at requests gets none for a while
 mod policies; // headers, rewrite, request_id
 mod proxy; // what reaches the backend, what comes back

@@ -31,20 +31,26 @@ pub enum Failure {
     NoRoute,
     /// The `access` policy refuses the client's address.
     Access,
-    /// The site is being worked at.
-    Maintenance,
+    /// The site is being worked at. The policy says which status that has.
+    Maintenance {
+        status: u16,
+    },
     /// It was asked for from a page of a host that may not.
     Referer,
     /// There are more requests than `limit_req` lets through.
     LimitReq,
     /// There are as many requests being served as `limit_conn` lets in. The policy says which status that has.
-    LimitConn,
+    LimitConn {
+        status: u16,
+    },
     /// No name with its password.
     AuthBasic,
     /// There are more passwords to check than can be.
     AuthBusy,
     /// The service that `auth_request` asks refuses the request. The status is the service's.
-    AuthRequest,
+    AuthRequest {
+        status: u16,
+    },
     /// That service answers neither yes nor no.
     AuthAnswer,
     /// It does not answer at all.
@@ -99,14 +105,15 @@ impl Failure {
             Failure::NoSite { secure: true } | Failure::Misdirected => 421,
             Failure::NoSite { secure: false } | Failure::NoRoute => 404,
             Failure::Access | Failure::Referer | Failure::SignedUrl => 403,
-            Failure::Maintenance => 503,
-            Failure::AuthBasic | Failure::AuthRequest | Failure::Jwt => 401,
+            Failure::AuthBasic | Failure::Jwt => 401,
+            Failure::AuthRequest { status }
+            | Failure::LimitConn { status }
+            | Failure::Maintenance { status } => status,
             Failure::AuthBusy | Failure::JwtKeys => 503,
             Failure::AuthAnswer => 500,
             Failure::AuthUnreachable => 502,
             Failure::SignedUrlExpired => 410,
             Failure::LimitReq => 429,
-            Failure::LimitConn => 503,
             Failure::PoolDown | Failure::PoolBusy | Failure::QueueTimeout => 503,
             Failure::UpstreamConnect | Failure::UpstreamReset | Failure::UpstreamProtocol => 502,
             Failure::UpstreamConnectTimeout | Failure::UpstreamTimeout => 504,
@@ -139,13 +146,13 @@ impl Failure {
             Failure::ClientCert => "client_cert",
             Failure::NoRoute => "no_route",
             Failure::Access => "access",
-            Failure::Maintenance => "maintenance",
+            Failure::Maintenance { .. } => "maintenance",
             Failure::Referer => "referer",
             Failure::LimitReq => "limit_req",
-            Failure::LimitConn => "limit_conn",
+            Failure::LimitConn { .. } => "limit_conn",
             Failure::AuthBasic => "auth_basic",
             Failure::AuthBusy => "auth_busy",
-            Failure::AuthRequest => "auth_request",
+            Failure::AuthRequest { .. } => "auth_request",
             Failure::AuthAnswer => "auth_answer",
             Failure::AuthUnreachable => "auth_unreachable",
             Failure::Jwt => "jwt",

@@ -204,7 +204,8 @@ fn refusal(answer: &ResponseHeader) -> Flow {
             .head
             .append_header(header::WWW_AUTHENTICATE, challenge.clone());
     }
-    Flow::Refuse(Failure::AuthRequest, reply)
+    let status = answer.status.as_u16();
+    Flow::Refuse(Failure::AuthRequest { status }, reply)
 }
 
 /// Takes out all headers that a backend may take for `name`.

@@ -99,7 +99,9 @@ impl Filter for LimitConn {
                     cx.limit_conn = Some("REJECTED");
                     // those that other limits have given it
                     cx.held.clear();
-                    return Flow::Refuse(Failure::LimitConn, Reply::empty(limit.status));
+                    let status = limit.status.as_u16();
+                    let reply = Reply::empty(limit.status);
+                    return Flow::Refuse(Failure::LimitConn { status }, reply);
                 }
             }
         }

@@ -99,7 +99,9 @@ impl Filter for Maintenance {
         if !self.switch.is_on(cx.started).await || cx.client.is_some_and(may_pass) {
             return Flow::Continue;
         }
-        cx.failure = Some(Failure::Maintenance);
+        cx.failure = Some(Failure::Maintenance {
+            status: self.status.as_u16(),
+        });
         let mut reply = Reply::empty(self.status);
         // Known names with values made here cannot be refused.
         let _ = reply.head.insert_header("Cache-Control", "no-store");

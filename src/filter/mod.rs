@@ -200,6 +200,7 @@ macro_rules! registry {
                     },
                     waits: false,
                 };
+                chain.check(self, at, b);
                 let empty = chain.names().next().is_none();
                 let waits = [$(chain.$key.as_ref().is_some_and(|filter| filter.may_wait())),+];
                 let waits = waits.contains(&true);
@@ -313,6 +314,23 @@ macro_rules! registry {
 }
 
 impl Chain {
+    /// Reports policies that let nobody pass together, where `level` gives one of them.
+    fn check(&self, level: &Filters, at: &At<'_>, b: &mut Build<'_>) {
+        let key = match (&level.auth_basic, &level.jwt) {
+            (Some(_), _) => "auth_basic",
+            (_, Some(_)) => "jwt",
+            _ => return,
+        };
+        if let (Some(jwt), Some(_)) = (&self.jwt, &self.auth_basic)
+            && jwt.wants_authorization()
+        {
+            let what =
+                "`jwt` and `auth_basic` both want `Authorization`, of which a request has one";
+            b.error(&at.key(key), what)
+                .hint("say where else the token is, as in `jwt: { token: $cookie_session }`, or turn one of them `off` here");
+        }
+    }
+
     /// The access logs that a level has given, if one has: none of them with `off`.
     pub fn own_access_logs(&self) -> Option<&AccessLogs> {
         static NONE: AccessLogs = AccessLogs::none();

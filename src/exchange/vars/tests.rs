@@ -231,6 +231,7 @@ fn an_answer_is_complete_unless_it_broke_off() {
     for (status, failure, complete) in [
         (200, None, "OK"),
         (404, Some(Failure::NoRoute), "OK"),
+        (403, Some(Failure::AuthRequest { status: 403 }), "OK"),
         (200, Some(Failure::UpstreamReset), ""),
         (200, Some(Failure::ClientClosed), ""),
         (0, Some(Failure::ClientClosed), ""),

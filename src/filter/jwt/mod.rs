@@ -137,6 +137,11 @@ impl Jwt {
         })
     }
 
+    /// Whether the token is to stand in `Authorization`.
+    pub fn wants_authorization(&self) -> bool {
+        self.token.is_none()
+    }
+
     fn check(&self, token: &str, now: u64) -> Result<Claims, Flaw> {
         let own = token::check(token, &self.keys, &self.demands, now);
         let (Some(remote), Err(Flaw::Signature)) = (&self.remote, &own) else {
