@@ -363,7 +363,6 @@ registry! {
     cors => Cors,
     /// Serves only what is asked for from a page of certain hosts.
     referer => Referer,
-    /// Changes path, query and method of what the action sees.
     /// Refuses requests with a body that is too large.
     // before all that reads a body
     body_limit => BodyLimit,
@@ -377,7 +376,7 @@ registry! {
     /// Asks a service whether to let in.
     // last: another server is asked only about those who may come otherwise
     auth_request => AuthRequest,
-    /// Changes the path that the action sees.
+    /// Changes path, query and method of what the action sees.
     rewrite => Rewrite,
     /// How long to wait for backends.
     timeouts => Timeouts,
