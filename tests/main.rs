@@ -30,6 +30,7 @@ mod health; // who may get one
 mod limits; // limit_req, limit_conn, limit_rate, timeouts
 mod listeners; // addresses of all kinds
 mod listing; // what is in a folder
+mod mirror; // copies of requests for another pool
 mod names; // backends whose addresses name servers know
 mod open_files; // files that are remembered, and how large ones are sent
 mod pairs; // any two policies on one route

@@ -47,6 +47,8 @@ pub struct Cx {
     pub request_id: OnceLock<String>,
     /// Name of the site that was chosen.
     pub site: Option<Arc<str>>,
+    /// Whether the request has a body, even an empty one; set before a backend gets its header.
+    pub has_body: bool,
     /// Bytes of the request's body that the present try has seen.
     pub body_received: u64,
     /// Who the client is, as a policy has found.
@@ -123,6 +125,7 @@ impl Cx {
             named: Memo::default(),
             request_id: OnceLock::new(),
             site: None,
+            has_body: false,
             body_received: 0,
             user: None,
             vouched: Vec::new(),

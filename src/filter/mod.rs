@@ -26,6 +26,7 @@ pub mod limit_rate;
 pub mod limit_req;
 pub mod location;
 pub mod maintenance;
+pub mod mirror;
 pub mod referer;
 pub mod request_id;
 pub mod rewrite;
@@ -66,6 +67,7 @@ use limit_rate::LimitRate;
 use limit_req::LimitReq;
 use location::Location;
 use maintenance::Maintenance;
+use mirror::Mirror;
 use referer::Referer;
 use request_id::RequestId;
 use rewrite::Rewrite;
@@ -397,8 +399,11 @@ registry! {
     /// Tells browsers to be careful: `basic`, `strict` or a map.
     security_headers => SecurityHeaders,
     /// Sets, adds, defaults and removes headers of the request to the backend and of the answer to the client.
-    // last: it has the final word on what leaves
+    // behind all others that change a header: it has the final word on what leaves
     headers => Headers,
+    /// Sends a copy of requests to another pool, whose answers nobody sees.
+    // behind whatever changes the request: the copy is of what a backend gets
+    mirror => Mirror,
     /// Other access logs than the document's.
     // in no phase: it says what becomes of the line about all the others
     access_log => AccessLog,

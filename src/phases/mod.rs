@@ -337,7 +337,8 @@ impl ProxyHttp for Weir {
             let client = session.as_downstream_mut();
             client.write_continue_response().await?;
         }
-        if !session.as_downstream_mut().is_body_empty() {
+        x.cx.has_body = !session.as_downstream_mut().is_body_empty();
+        if x.cx.has_body {
             let terms = x.cx.connection.terms;
             // Its streams may be silent for as long as both sides please.
             let terms = terms.filter(|_| !grpc::is_grpc(&session.req_header().headers));
@@ -695,6 +696,9 @@ async fn answer(
     x: &mut Exchange,
     live: &Live,
 ) -> Result<Option<Reply>> {
+    if x.chain().mirror.is_some() {
+        x.cx.has_body = !session.is_body_empty();
+    }
     match x.chain().waits() && x.cx.failure.is_none() {
         false => Ok(decide(session.req_header(), x, live).await),
         // Boxed: most requests need no room for it.
@@ -829,13 +833,30 @@ async fn run(
         }
     };
     match flow {
-        Flow::Continue => act(&route, request, x, live).await,
+        Flow::Continue => {
+            let outcome = act(&route, request, x, live).await;
+            if route.chain.mirror.is_some() && matches!(outcome, Ok(Outcome::Reply(_))) {
+                mirror(request, x);
+            }
+            outcome
+        }
         Flow::Reply(reply) => Ok(Outcome::Reply(reply)),
         Flow::Fail(failure) => Err(failure),
         Flow::Refuse(failure, reply) => {
             x.cx.failure = Some(failure);
             Ok(Outcome::Reply(reply))
         }
+    }
+}
+
+/// Has a request copied that no backend gets: as one would get it, but without its body, which nobody reads.
+fn mirror(request: &RequestHeader, x: &Exchange) {
+    let mut upstream = request.clone();
+    let prepared =
+        crate::handler::proxy::prepare(&x.cx, request, &mut upstream, x.is_trusted()).is_ok();
+    if prepared && !x.cx.has_body {
+        let wall = SystemTime::now();
+        x.chain().upstream(&x.cx, request, &mut upstream, wall);
     }
 }
 
