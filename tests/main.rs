@@ -18,6 +18,7 @@ mod actions; // redirect, respond, status
 mod auth; // auth_basic, auth_request, jwt, signed_url
 mod balance; // who gets a request
 mod body_limit; // bodies that are too large
+mod buffer_request; // bodies that are received before a backend is asked
 mod changing_files; // truncated, replaced, renamed and closed while they are served
 mod compress; // answers in a content coding
 mod cors; // cors, referer, maintenance

@@ -158,6 +158,12 @@ const ROWS: &[Row] = &[
         ends: Some(("{ pool: no, path: /check }", 403)),
         ..ROW
     },
+    // its part is in tests/buffer_request.rs: the requests here have no body
+    Row {
+        key: "buffer_request",
+        passes: "1MiB",
+        ..ROW
+    },
     Row {
         key: "rewrite",
         passes: "{ add_prefix: /new }",

@@ -1,5 +1,7 @@
 //! Why weir itself ended a request: the only table from a cause to a status.
 
+use std::io;
+
 /// A reason for which weir, not a backend, answers or gives up a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -11,6 +13,10 @@ pub enum Failure {
     HeaderTooLarge,
     /// The body is larger than `body_limit`.
     BodyTooLarge,
+    /// There is no room to keep the body: the disk is full, or has as much of bodies as it may.
+    NoRoom,
+    /// The body cannot be kept, for another reason.
+    Storage,
     /// The request asks for a transfer coding, or has a method, that weir does not know.
     NotImplemented,
     /// The request is of a version of HTTP that weir does not speak.
@@ -91,6 +97,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What a body could not be kept for.
+    pub fn of_storage(e: &io::Error) -> Failure {
+        match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Failure::NoRoom,
+            _ => Failure::Storage,
+        }
+    }
+
     /// The status that answers the client, and stands in the access log.
     pub fn status(self) -> u16 {
         match self {
@@ -98,6 +112,8 @@ impl Failure {
             Failure::UriTooLong => 414,
             Failure::HeaderTooLarge => 431,
             Failure::BodyTooLarge => 413,
+            Failure::NoRoom => 507, // RFC 4918 section 11.5
+            Failure::Storage => 500,
             Failure::NotImplemented => 501,
             Failure::VersionNotSupported => 505,
             Failure::MethodNotAllowed => 405,
@@ -137,6 +153,8 @@ impl Failure {
             Failure::UriTooLong => "uri_too_long",
             Failure::HeaderTooLarge => "header_too_large",
             Failure::BodyTooLarge => "body_too_large",
+            Failure::NoRoom => "no_room",
+            Failure::Storage => "storage",
             Failure::NotImplemented => "not_implemented",
             Failure::VersionNotSupported => "version_not_supported",
             Failure::MethodNotAllowed => "method_not_allowed",

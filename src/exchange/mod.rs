@@ -11,6 +11,7 @@ pub mod pace;
 pub mod page;
 pub mod reply;
 pub mod slots;
+pub mod spool;
 pub mod transform;
 pub mod vars;
 

@@ -15,6 +15,7 @@ pub mod access_log;
 pub mod auth_basic;
 pub mod auth_request;
 pub mod body_limit;
+pub mod buffer_request;
 pub mod compress;
 pub mod cookies;
 pub mod cors;
@@ -56,6 +57,7 @@ use access_log::AccessLog;
 use auth_basic::AuthBasic;
 use auth_request::AuthRequest;
 use body_limit::BodyLimit;
+use buffer_request::BufferRequest;
 use compress::Compress;
 use cookies::Cookies;
 use cors::Cors;
@@ -378,6 +380,9 @@ registry! {
     /// Asks a service whether to let in.
     // last: another server is asked only about those who may come otherwise
     auth_request => AuthRequest,
+    /// Receives the whole body of a request before a backend is asked.
+    // in no phase, and behind all that lets in: nobody sends a body to be refused then
+    buffer_request => BufferRequest,
     /// Changes path, query and method of what the action sees.
     rewrite => Rewrite,
     /// How long to wait for backends.

@@ -95,6 +95,8 @@ pub struct Attempts {
     outdated: usize,
     /// Whether the client was told to go on and send its body.
     continued: bool,
+    /// How long the body is, where all of it is here.
+    kept: Option<u64>,
     /// What members are chosen by, once the request is known.
     choice: Option<Choice>,
 }
@@ -155,7 +157,7 @@ impl Proxy {
             upgrade: session.is_upgrade_req() && session.is_body_empty(),
             events: wants_events(session.req_header()),
             // A hundred answers may wait at once for one client to take them, and a slow one goes out in small steps.
-            small_pieces: session.is_custom() || cx.pace.is_some(),
+            small_pieces: session.req_header().version == Version::HTTP_2 || cx.pace.is_some(),
             deadline,
             read: cx.read_timeout,
             ends: ends(cx),
@@ -181,7 +183,7 @@ impl Proxy {
             None => tokio::select! {
                 biased;
                 pick = self.pool.take(&mut choice, &mut attempts.tried, clock) => pick,
-                left = left(session.as_downstream_mut()) => return Err(left),
+                left = left(session.as_downstream_mut(), attempts.kept.is_some()) => return Err(left),
             },
         };
         attempts.member = match pick {
@@ -256,9 +258,10 @@ fn drawn(choice: Choice, now: Instant) -> Choice {
     }
 }
 
-/// Waits until the client goes away, as far as that can be seen: not while it may still send parts of its body.
-pub async fn left(client: &mut ServerSession) -> Box<Error> {
-    if client.is_body_done()
+/// Waits until the client goes away, as far as that can be seen: not while it may still send parts of its body, unless
+/// that is `kept` here.
+pub async fn left(client: &mut ServerSession, kept: bool) -> Box<Error> {
+    if (kept || client.is_body_done())
         && let Err(e) = client.read_body_or_idle(true).await
     {
         return e.into_down();
@@ -298,6 +301,7 @@ impl Attempts {
             again: Again::No,
             outdated: 0,
             continued: false,
+            kept: None,
             choice: None,
         }
     }
@@ -411,6 +415,16 @@ impl Attempts {
         if let Some(line) = &self.line {
             line.expect_body(terms);
         }
+    }
+
+    /// All of it is here, and each try has it from there.
+    pub fn kept(&mut self, length: u64) {
+        self.kept = Some(length);
+    }
+
+    /// How long it is then.
+    pub fn length_kept(&self) -> Option<u64> {
+        self.kept
     }
 
     /// So many bytes of it have come; with `end` there are no more.
@@ -675,10 +689,12 @@ pub fn brief(e: &Error) -> String {
 /// What a failure inside Pingora is for the client and the log.
 pub fn failure_of(e: &Error) -> Failure {
     use ErrorType::{
-        ConnectTimedout, H1Error, H2Error, InvalidHTTPHeader, ReadTimedout, TLSHandshakeTimedout,
-        WriteError, WriteTimedout,
+        ConnectTimedout, FileReadError, H1Error, H2Error, InvalidHTTPHeader, ReadTimedout,
+        TLSHandshakeTimedout, WriteError, WriteTimedout,
     };
     match (e.esource(), e.etype()) {
+        // Of the body that was kept here for the client.
+        (ErrorSource::Downstream, FileReadError) => Failure::Storage,
         (ErrorSource::Downstream, ReadTimedout | WriteTimedout) => Failure::ClientTimeout,
         (ErrorSource::Downstream, InvalidHTTPHeader) => Failure::BadRequest,
         (ErrorSource::Downstream, _) if is_bad_body(e) => Failure::BadRequest,

@@ -33,6 +33,7 @@ use crate::runtime::{Live, Snapshot};
 use crate::tls::Verdict;
 
 mod body;
+mod buffered;
 mod companion;
 mod edge;
 mod grpc;
@@ -81,6 +82,8 @@ pub struct Exchange {
     is_body_replaced: bool,
     /// What the client gets in place of a backend's error that has no body.
     intercepted: Option<Reply>,
+    /// Where the client's session is while another one stands for it.
+    away: Option<buffered::Back>,
     stage: Stage,
 }
 
@@ -259,6 +262,7 @@ impl ProxyHttp for Weir {
             is_body_changing: false,
             is_body_replaced: false,
             intercepted: None,
+            away: None,
             stage: Stage::Request,
         }
     }
@@ -271,6 +275,10 @@ impl ProxyHttp for Weir {
     async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
         let client = session.as_downstream_mut();
         let Some(reply) = answer(client, x, &self.live).await? else {
+            if x.chain().buffer_request.is_some() {
+                // Boxed, as above.
+                Box::pin(buffered::receive(client, x)).await?;
+            }
             return Ok(false);
         };
         send::reply(client, x, reply).await?;
@@ -338,7 +346,10 @@ impl ProxyHttp for Weir {
             client.write_continue_response().await?;
         }
         x.cx.has_body = !session.as_downstream_mut().is_body_empty();
-        if x.cx.has_body {
+        if let Some(length) = x.attempts.length_kept() {
+            buffered::make_origin_form(upstream)?;
+            buffered::frame(upstream, length)?;
+        } else if x.cx.has_body {
             let terms = x.cx.connection.terms;
             // Its streams may be silent for as long as both sides please.
             let terms = terms.filter(|_| !grpc::is_grpc(&session.req_header().headers));
@@ -475,6 +486,7 @@ impl ProxyHttp for Weir {
         e: &Error,
         x: &mut Exchange,
     ) -> FailToProxy {
+        buffered::restore(session.as_downstream_mut(), x);
         if let Some(reply) = x.intercepted.take() {
             let error_code = reply.head.status.as_u16();
             // As below.
@@ -526,6 +538,7 @@ impl ProxyHttp for Weir {
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, x: &mut Exchange) {
+        buffered::restore(session.as_downstream_mut(), x);
         let now = Instant::now();
         x.attempts.end(&mut x.cx, now);
         if let (Some(e), None) = (e, x.cx.failure)
@@ -716,7 +729,7 @@ async fn decide_watching(
     tokio::select! {
         biased;
         reply = decide(&request, x, live) => Ok(reply),
-        left = crate::handler::proxy::left(session) => Err(left),
+        left = crate::handler::proxy::left(session, false) => Err(left),
     }
 }
 
