@@ -69,6 +69,7 @@ enum Whom {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FileOfRanges {
+    /// A file with a network or an address on each line, `#` before comments; read with the configuration.
     file: PathBuf,
 }
 
@@ -302,8 +303,6 @@ impl<'de> Deserialize<'de> for Config {
     }
 }
 
-const KEYS: &[&str] = &["allow", "deny"];
-
 #[derive(Deserialize)]
 #[serde(field_identifier, rename_all = "lowercase")]
 enum Key {
@@ -396,10 +395,16 @@ impl JsonSchema for Config {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let whom = generator.subschema_for::<OneOrMany<Whom>>();
-        let keys: serde_json::Map<String, serde_json::Value> = KEYS
-            .iter()
-            .map(|key| ((*key).to_owned(), whom.clone().into()))
-            .collect();
+        let key = |what: &str| {
+            let mut schema = whom.clone();
+            schema.insert("description".to_owned(), what.into());
+            schema
+        };
+        let allow = key(
+            "Who may come: a network, an address, `all`, `unix:` (clients on a unix socket) or a file of networks. nginx: `allow`.",
+        );
+        let deny = key("Who may not, in the same way; 403 answers. nginx: `deny`.");
+        let keys = json_schema!({ "allow": allow, "deny": deny });
         let keys = &keys;
         json_schema!({
             "description": "Who may come: the first entry that has the client's address decides, in written order; if none has, the client may come.",

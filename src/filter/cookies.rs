@@ -46,7 +46,9 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Exchange {
+    /// What the backend says.
     pub from: String,
+    /// What the client gets, a text with variables.
     pub to: String,
 }
 
