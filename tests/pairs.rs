@@ -234,6 +234,11 @@ const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        key: "mirror",
+        passes: "{ pool: yes }",
+        ..ROW
+    },
+    Row {
         key: "access_log",
         passes: "{ file: own.log, format: '$request_uri $status' }",
         ..ROW

@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 pub struct Carry(HashMap<(TypeId, String), Weak<dyn Any + Send + Sync>>);
 
 impl Carry {
-    /// The entry of that name in `previous` if it `fits`, otherwise a new one; known here from now on.
+    /// The entry of that name, of here or in `previous`, if it `fits`, otherwise a new one; known here from now on.
     pub(super) fn take_over<T: Any + Send + Sync>(
         &mut self,
         previous: &Carry,
@@ -21,8 +21,8 @@ impl Carry {
         make: impl FnOnce() -> T,
     ) -> Arc<T> {
         let key = (TypeId::of::<T>(), name);
-        let before = previous.0.get(&key).and_then(Weak::upgrade);
-        let before = before.and_then(|entry| entry.downcast::<T>().ok());
+        let of = |carry: &Carry| carry.0.get(&key)?.upgrade()?.downcast::<T>().ok();
+        let before = of(self).or_else(|| of(previous));
         let entry = match before {
             Some(entry) if fits(&entry) => entry,
             _ => Arc::new(make()),
@@ -50,6 +50,9 @@ mod tests {
         assert!(Arc::ptr_eq(&one, &take(&mut second, &first, "a", true, 3)));
         assert_eq!(*take(&mut second, &first, "b", true, 4), 4);
         assert_eq!(*take(&mut second, &first, "a", false, 5), 5);
+        // by several places of one document
+        let two = take(&mut second, &first, "c", true, 7);
+        assert!(Arc::ptr_eq(&two, &take(&mut second, &first, "c", true, 8)));
         // of another kind
         let other = second.take_over(&first, "a".to_owned(), |_: &u64| true, || 6u64);
         assert_eq!(*other, 6);
