@@ -1,11 +1,44 @@
 //! What a request is counted by: the hash of a text.
+//!
+//! For policies with one limit or several, each with a key.
 
 use std::cell::RefCell;
 use std::num::NonZeroU64;
 
 use ahash::RandomState;
 
-use super::vars::{Text, View};
+use super::vars::{Piece, Stage, Text, Var, View};
+use crate::build::Build;
+use crate::issue::At;
+use crate::value::OneOrMany;
+
+/// The limits of a policy, if there are any.
+pub fn not_empty<'a, T>(
+    limits: &'a OneOrMany<T>,
+    at: &At<'_>,
+    b: &mut Build<'_>,
+) -> Option<&'a OneOrMany<T>> {
+    if limits.0.is_empty() {
+        b.error(at, "needs at least one limit")
+            .hint("`off` takes away what a farther level says");
+        return None;
+    }
+    Some(limits)
+}
+
+/// The text of a key, which is known when a limit is applied.
+pub fn compile(at: &At<'_>, text: &str, b: &mut Build<'_>) -> Option<Text> {
+    let key = Text::compile_for(Stage::Request, at, text, b)?;
+    if key.pieces().contains(&Piece::Var(Var::RemoteUser)) {
+        b.error(
+            at,
+            "`$remote_user` is not known here: limits come before authentication",
+        )
+        .hint("`$http_authorization` is what the client claims");
+        return None;
+    }
+    Some(key)
+}
 
 /// The hash of the text for one request; `None` where the text is empty. Whoever does not know the seed of `hasher` finds no two
 /// keys that fall together.

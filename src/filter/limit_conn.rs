@@ -24,7 +24,7 @@ use serde::Deserialize;
 use super::{Filter, Flow};
 use crate::build::Build;
 use crate::exchange::cx::Held;
-use crate::exchange::vars::{Piece, Stage, Text, Var, View};
+use crate::exchange::vars::{Text, View};
 use crate::exchange::{Cx, Failure, Reply, key};
 use crate::issue::At;
 use crate::value::OneOrMany;
@@ -111,36 +111,16 @@ impl Filter for LimitConn {
 
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<LimitConn> {
-        let Config(OneOrMany(limits)) = self;
-        if limits.is_empty() {
-            b.error(at, "needs at least one limit")
-                .hint("`off` takes away what a farther level says");
-            return None;
-        }
-        let compiled: Vec<_> = limits
-            .iter()
-            .enumerate()
-            .map(|(i, limit)| match limits.len() {
-                1 => limit.compile(at, b),
-                _ => limit.compile(&at.index(i), b),
-            })
-            .collect();
-        let compiled: Option<Vec<_>> = compiled.into_iter().collect();
-        Some(LimitConn(compiled?.into()))
+        let limits = key::not_empty(&self.0, at, b)?;
+        let limits = limits.map_at(at, |limit, at| limit.compile(at, b));
+        let limits: Option<Vec<_>> = limits.into_iter().collect();
+        limits.map(|limits| LimitConn(limits.into()))
     }
 }
 
 impl PlacesConfig {
     fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Limit> {
-        let key = Text::compile_for(Stage::Request, &at.key("key"), &self.key, b)?;
-        if key.pieces().contains(&Piece::Var(Var::RemoteUser)) {
-            b.error(
-                &at.key("key"),
-                "`$remote_user` is not known here: limits come before authentication",
-            )
-            .hint("`$http_authorization` is what the client claims");
-            return None;
-        }
+        let key = key::compile(&at.key("key"), &self.key, b)?;
         if self.max == 0 {
             b.error(&at.key("max"), "must be at least 1")
                 .hint("`access: { deny: [all] }` refuses everybody");

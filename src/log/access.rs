@@ -210,13 +210,7 @@ impl AccessLogs {
         at: &At<'_>,
         b: &mut Build<'_>,
     ) -> Option<AccessLogs> {
-        let logs = match config.0.as_slice() {
-            [one] => vec![one.compile(at, b)],
-            many => {
-                let many = many.iter().enumerate();
-                many.map(|(i, one)| one.compile(&at.index(i), b)).collect()
-            }
-        };
+        let logs = config.map_at(at, |log, at| log.compile(at, b));
         logs.into_iter().collect::<Option<_>>().map(AccessLogs)
     }
 

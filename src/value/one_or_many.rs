@@ -9,8 +9,24 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::issue::At;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OneOrMany<T>(pub Vec<T>);
+
+impl<T> OneOrMany<T> {
+    /// What `each` makes of the elements, with the place of each. Of a single one that is the place of the whole: it may be
+    /// written without a list.
+    pub fn map_at<R>(&self, at: &At<'_>, mut each: impl FnMut(&T, &At<'_>) -> R) -> Vec<R> {
+        match &self.0[..] {
+            [one] => vec![each(one, at)],
+            many => {
+                let many = many.iter().enumerate();
+                many.map(|(i, one)| each(one, &at.index(i))).collect()
+            }
+        }
+    }
+}
 
 impl<T> Default for OneOrMany<T> {
     fn default() -> OneOrMany<T> {
