@@ -5,10 +5,10 @@
 //! ```text
 //!  listener          net/            accept, TLS by SNI (certificates from the live snapshot)
 //!    |
-//!  phases/           early_request   take ONE snapshot for the whole request; route it
+//!  phases/routing.rs early_request   take ONE snapshot for the whole request; route it
 //!    |  router/                      host -> path -> matchers  =>  &Route { chain, handler }
 //!    |
-//!  phases/           request         chain.request(...)         any filter may answer: Flow::Reply
+//!  phases/answer.rs  request         chain.request(...)         any filter may answer: Flow::Reply
 //!    |  filter/                      in registry order
 //!    |
 //!    |  handler/                     proxy | files | redirect | respond | status
@@ -20,7 +20,7 @@
 //!  phases/           response        chain.response(...)   for proxied AND local answers; what it says becomes of the
 //!    |                                body (exchange/transform) happens on its way
 //!    |
-//!  phases/           logging         access log  (log/access.rs)
+//!  phases/ending.rs  logging         access log  (log/access.rs)
 //! ```
 //!
 //! Beside them, for operators: `weir status` and its like -> `admin/` (a unix socket) -> `process/`, which carries out

@@ -9,7 +9,7 @@ use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
-use super::send;
+use super::{ending, length, routing, send};
 use crate::exchange::vars::View;
 use crate::exchange::{Cx, Failure, Reply, Transforms};
 use crate::http::{host, path};
@@ -43,7 +43,7 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.ended {
-            let what = super::cut("request", &self.method, &self.cx);
+            let what = ending::cut("request", &self.method, &self.cx);
             self.snapshot.cuts.dropped(what);
         }
     }
@@ -79,7 +79,7 @@ impl HttpServerApp for Companion {
             ended: false,
         };
         let Running { cx, snapshot, .. } = &mut running;
-        cx.request_length = super::request_length(&session);
+        cx.request_length = length::request_length(&session);
         let reply = answer(&session, cx, snapshot).await;
         let Reply { mut head, body } = send::with_page(reply, session.req_header());
         send::set_server(&mut head);
@@ -92,8 +92,8 @@ impl HttpServerApp for Companion {
             cx.failure = Some(Failure::ClientClosed);
         }
         let now = Instant::now();
-        super::count(&session, cx, now, &self.live);
-        super::log(&session, &snapshot.log.access, cx, now);
+        ending::count(&session, cx, now, &self.live);
+        ending::log(&session, &snapshot.log.access, cx, now);
         running.ended = true;
         if let Err(e) = sent {
             session.on_proxy_failure(e);
@@ -107,13 +107,16 @@ impl HttpServerApp for Companion {
 
 async fn answer(session: &ServerSession, cx: &mut Cx, snapshot: &Snapshot) -> Reply {
     let request = session.req_header();
-    if let Err(failure) = super::acceptable(request, cx) {
+    if let Err(failure) = routing::acceptable(request, cx) {
         cx.failure = Some(failure);
         return send::failure(failure);
     }
-    let understood =
-        host::normalise_into(super::authority(request).unwrap_or_default(), &mut cx.host).is_ok()
-            && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();
+    let understood = host::normalise_into(
+        routing::authority(request).unwrap_or_default(),
+        &mut cx.host,
+    )
+    .is_ok()
+        && path::normalise_into(request.uri.path(), &mut cx.path).is_ok();
     if !understood {
         cx.failure = Some(Failure::BadRequest);
         return send::failure(Failure::BadRequest);

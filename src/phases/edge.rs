@@ -14,7 +14,9 @@ use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, ProxyHttp, http_proxy};
 
-use super::{Chosen, Exchange, Weir, answer, count, log, report, send};
+use super::answer::answer;
+use super::ending::{count, log, report};
+use super::{Chosen, Exchange, Weir, send};
 use crate::handler::proxy::failure_of;
 use crate::net::Connection;
 use crate::runtime::Live;

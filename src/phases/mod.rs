@@ -6,38 +6,39 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::uri::Scheme;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::authority::validate_request_authority;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
+use self::answer::{answer, with_page_of_route};
+use self::ending::{count, cut, log, report};
+use self::length::{fields_length, request_length, status_line_length};
+use self::routing::{remove_underscored, route};
 use crate::exchange::named::Memo;
 use crate::exchange::transform::{self, Instead};
-use crate::exchange::vars::View;
-use crate::exchange::{Body, Cx, Failure, Reply};
+use crate::exchange::{Body, Cx, Reply};
+use crate::filter::Chain;
 use crate::filter::errors::Errors;
-use crate::filter::{Chain, Flow};
 use crate::handler::Handler;
-use crate::handler::files::Elsewhere;
 use crate::handler::proxy::{Attempts, Proxy, Replay};
-use crate::http::{forwarded, host, path};
-use crate::log::AccessLogs;
 use crate::net::Connection;
-use crate::router::{RequestFacts, Route};
+use crate::router::Route;
 use crate::runtime::{Live, Snapshot};
-use crate::tls::Verdict;
 
+mod answer;
 mod body;
 mod buffered;
 mod companion;
 mod edge;
+mod ending;
 mod grpc;
+mod length;
 mod refuse;
+mod routing;
 mod send;
 mod status;
 
@@ -226,6 +227,14 @@ impl Exchange {
 
     fn chain(&self) -> &Chain {
         self.chosen.chain()
+    }
+
+    /// Whether the peer may say whom it speaks for.
+    fn is_trusted(&self) -> bool {
+        let ranges = &self.snapshot.trusted_proxies;
+        let peer = self.cx.connection.peer_ip();
+        !ranges.is_empty()
+            && peer.is_some_and(|peer| ranges.iter().any(|range| range.contains(peer)))
     }
 }
 
@@ -568,369 +577,6 @@ fn set_timeouts(session: &mut ServerSession) {
     session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
 }
 
-/// Removes fields with an underscore in their name, which many programs behind take for one with a hyphen (nginx:
-/// `underscores_in_headers off`). Before anybody looks at them.
-fn remove_underscored(request: &mut RequestHeader) {
-    let is_underscored = |name: &&HeaderName| name.as_str().contains('_');
-    if request.headers.keys().all(|name| !is_underscored(&name)) {
-        return;
-    }
-    let names = request.headers.keys().filter(is_underscored);
-    for name in names.cloned().collect::<Vec<_>>() {
-        request.remove_header(&name);
-    }
-}
-
-/// Finds out whose request this is and where it is to go.
-fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::Result<(), Failure> {
-    let cx = &mut x.cx;
-    cx.client = client(request, cx, &x.snapshot);
-    acceptable(request, cx)?;
-    let authority = authority(request);
-    if authority.is_none() && request.version == Version::HTTP_11 {
-        return Err(Failure::BadRequest); // RFC 9112 section 3.2
-    }
-    host::normalise_into(authority.unwrap_or_default(), &mut cx.host)
-        .map_err(|_| Failure::BadRequest)?;
-    path::normalise_into(request.uri.path(), &mut cx.path).map_err(|_| Failure::BadRequest)?;
-    refuse_client(&cx.connection)?;
-    let secure = cx.connection.tls.is_some();
-    let site = x
-        .snapshot
-        .router
-        .find_site(&cx.connection.listener, &cx.host)
-        .ok_or(Failure::NoSite { secure })?;
-    if let Some(tls) = &cx.connection.tls
-        && !x
-            .snapshot
-            .may_reach(&cx.connection.listener, &tls.server_name, &cx.host, site)
-    {
-        return Err(Failure::Misdirected);
-    }
-    cx.site = Some(site.name.clone());
-    let mut captures = Vec::new();
-    match site.find_route(&facts(request, cx, &cx.path), &mut captures) {
-        Some(route) => {
-            cx.captures = captures;
-            x.chosen = Chosen::Route(route.clone());
-            Ok(())
-        }
-        None => {
-            x.chosen = Chosen::Nothing(site.chain.clone());
-            Err(Failure::NoRoute)
-        }
-    }
-}
-
-/// What no site is asked about.
-fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Result<(), Failure> {
-    if let Some(limits) = cx.connection.limits {
-        if line_length(request) > limits.line {
-            return Err(Failure::UriTooLong);
-        }
-        if request.headers.len() > limits.fields || cx.request_length > limits.head as u64 {
-            return Err(Failure::HeaderTooLarge);
-        }
-    }
-    let scheme = request.uri.scheme();
-    if scheme.is_some_and(|scheme| ![Scheme::HTTP, Scheme::HTTPS].contains(scheme)) {
-        return Err(Failure::BadRequest);
-    }
-    match request.method {
-        // A tunnel, and an answer with the credentials of the request in it (RFC 9110 section 9.3.8).
-        Method::CONNECT | Method::TRACE => Err(Failure::MethodNotAllowed),
-        _ if cx.connection.limits.is_some() && !is_sound(request) => Err(Failure::BadRequest),
-        _ => Ok(()),
-    }
-}
-
-/// Whether a request of HTTP/2 says what it is in one way only. Of HTTP/1, the gate of the connection has seen to that.
-fn is_sound(request: &RequestHeader) -> bool {
-    let path = request.raw_path();
-    let lengths = request.headers.get_all(header::CONTENT_LENGTH);
-    (path.starts_with(b"/") || path == b"*")
-        && !path.iter().any(|byte| byte.is_ascii_control() || *byte == b' ')
-        && lengths.iter().nth(1).is_none()
-        // `Host` beside `:authority` says the same, or nothing (RFC 9113 section 8.3.1).
-        && validate_request_authority(request).is_ok()
-        && authority(request).is_some()
-}
-
-/// Turns clients away that have not shown what their listener asks for.
-fn refuse_client(connection: &Connection) -> std::result::Result<(), Failure> {
-    let shown = connection.tls.as_ref().and_then(|tls| tls.client.as_ref());
-    match shown.map(|shown| (shown.verdict(), shown.is_required())) {
-        Some((Verdict::Failed(_), _)) => Err(Failure::ClientCert),
-        Some((Verdict::None, true)) => Err(Failure::NoClientCert),
-        _ => Ok(()),
-    }
-}
-
-/// What routes look at, for a request of this path.
-fn facts<'a>(request: &'a RequestHeader, cx: &Cx, path: &'a str) -> RequestFacts<'a> {
-    RequestFacts {
-        method: &request.method,
-        path,
-        headers: &request.headers,
-        query: request.uri.query(),
-        client: cx.client,
-    }
-}
-
-/// Who is asked: HTTP/2 and absolute targets say it in the URI, all others in `Host`.
-fn authority(request: &RequestHeader) -> Option<&[u8]> {
-    if let Some(authority) = request.uri.authority() {
-        return Some(authority.as_str().as_bytes());
-    }
-    request.headers.get(header::HOST).map(HeaderValue::as_bytes)
-}
-
-/// The client's address: the peer, or whom a trusted proxy names.
-fn client(request: &RequestHeader, cx: &Cx, snapshot: &Snapshot) -> Option<std::net::IpAddr> {
-    let peer = cx.connection.peer_ip();
-    if snapshot.trusted_proxies.is_empty() {
-        return peer;
-    }
-    let trusted = |ip| {
-        snapshot
-            .trusted_proxies
-            .iter()
-            .any(|range| range.contains(ip))
-    };
-    forwarded::client(peer?, &request.headers, trusted).into()
-}
-
-/// The answer that needs no backend; `None` when the request is to be proxied.
-///
-/// # Errors
-/// When the client goes away while a policy has the request wait.
-async fn answer(
-    session: &mut ServerSession,
-    x: &mut Exchange,
-    live: &Live,
-) -> Result<Option<Reply>> {
-    if x.chain().mirror.is_some() {
-        x.cx.has_body = !session.is_body_empty();
-    }
-    match x.chain().waits() && x.cx.failure.is_none() {
-        false => Ok(decide(session.req_header(), x, live).await),
-        // Boxed: most requests need no room for it.
-        true => Box::pin(decide_watching(session, x, live)).await,
-    }
-}
-
-/// Who watches the client needs the session, so that the policies get a copy of its request.
-async fn decide_watching(
-    session: &mut ServerSession,
-    x: &mut Exchange,
-    live: &Live,
-) -> Result<Option<Reply>> {
-    let request = session.req_header().clone();
-    tokio::select! {
-        biased;
-        reply = decide(&request, x, live) => Ok(reply),
-        left = crate::handler::proxy::left(session, false) => Err(left),
-    }
-}
-
-async fn decide(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Option<Reply> {
-    let reply = answer_as_it_is(request, x, live).await?;
-    Some(with_page_of_route(reply, request, x, live).await)
-}
-
-async fn answer_as_it_is(request: &RequestHeader, x: &mut Exchange, live: &Live) -> Option<Reply> {
-    if let Some(failure) = x.cx.failure {
-        return Some(send::failure(failure));
-    }
-    let mut outcome = run(request, x, live).await;
-    // Once: where the second route leads on as well, nothing is there. So no request goes in circles.
-    if let Ok(Outcome::Elsewhere(elsewhere)) = &outcome
-        && reroute(request, x, &elsewhere.path)
-    {
-        outcome = run(request, x, live).await;
-    }
-    match outcome {
-        Ok(Outcome::Reply(reply)) => Some(reply),
-        Ok(Outcome::Proxy) => None,
-        Ok(Outcome::Elsewhere(elsewhere)) => Some(elsewhere.otherwise),
-        Err(failure) => {
-            x.cx.failure = Some(failure);
-            Some(send::failure(failure))
-        }
-    }
-}
-
-/// Gives an error without a body the page that a route of its site answers with, if the policies say so: its action, as for
-/// a GET of that path, without its policies.
-async fn with_page_of_route(
-    mut reply: Reply,
-    request: &RequestHeader,
-    x: &mut Exchange,
-    live: &Live,
-) -> Reply {
-    let status = reply.head.status.as_u16();
-    let errors = x.chain().errors.as_ref();
-    let Some(path) = errors.and_then(|errors| errors.route(status)) else {
-        return reply;
-    };
-    if !send::wants_page(&reply) || grpc::is_grpc(&request.headers) {
-        return reply;
-    }
-    let path = path.to_owned();
-    let Some((get, route, captures)) = page_request(&path, request, x) else {
-        return reply;
-    };
-    let path = std::mem::replace(&mut x.cx.path, path);
-    let captures = std::mem::replace(&mut x.cx.captures, captures);
-    let target = x.cx.target.take();
-    let page = act(&route, &get, x, live).await;
-    (x.cx.path, x.cx.captures, x.cx.target) = (path, captures, target);
-    if let Ok(Outcome::Reply(page)) = page
-        && page.head.status == StatusCode::OK
-    {
-        for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::VARY] {
-            if let Some(value) = page.head.headers.get(&name) {
-                // It was in a header already.
-                let _ = reply.head.insert_header(name, value);
-            }
-        }
-        reply.body = page.body;
-    }
-    reply
-}
-
-/// The request for a page in place of an error, and who answers it.
-fn page_request(
-    path: &str,
-    request: &RequestHeader,
-    x: &Exchange,
-) -> Option<(RequestHeader, Arc<Route>, Vec<String>)> {
-    let target: String = path::encode(path).collect();
-    let mut get = RequestHeader::build(Method::GET, target.as_bytes(), None).ok()?;
-    for name in [header::HOST, header::ACCEPT, header::ACCEPT_ENCODING] {
-        if let Some(value) = request.headers.get(&name) {
-            get.insert_header(name, value).ok()?;
-        }
-    }
-    let router = &x.snapshot.router;
-    let site = router.find_site(&x.cx.connection.listener, &x.cx.host)?;
-    let mut captures = Vec::new();
-    let route = site.find_route(&facts(&get, &x.cx, path), &mut captures)?;
-    let route = route.handler.answers_itself().then(|| route.clone())?;
-    Some((get, route, captures))
-}
-
-/// What a route has for a request.
-enum Outcome {
-    Reply(Reply),
-    /// A pool, which is asked later.
-    Proxy,
-    Elsewhere(Elsewhere),
-}
-
-/// The policies and the action of the chosen route.
-async fn run(
-    request: &RequestHeader,
-    x: &mut Exchange,
-    live: &Live,
-) -> std::result::Result<Outcome, Failure> {
-    let Chosen::Route(route) = &x.chosen else {
-        return Ok(Outcome::Proxy);
-    };
-    let route = route.clone();
-    let flow = match route.chain.is_empty() {
-        true => Flow::Continue,
-        false => {
-            let wall = SystemTime::now();
-            route.chain.request(&mut x.cx, request, wall).await
-        }
-    };
-    match flow {
-        Flow::Continue => {
-            let outcome = act(&route, request, x, live).await;
-            if route.chain.mirror.is_some() && matches!(outcome, Ok(Outcome::Reply(_))) {
-                mirror(request, x);
-            }
-            outcome
-        }
-        Flow::Reply(reply) => Ok(Outcome::Reply(reply)),
-        Flow::Fail(failure) => Err(failure),
-        Flow::Refuse(failure, reply) => {
-            x.cx.failure = Some(failure);
-            Ok(Outcome::Reply(reply))
-        }
-    }
-}
-
-/// Has a request copied that no backend gets: as one would get it, but without its body, which nobody reads.
-fn mirror(request: &RequestHeader, x: &Exchange) {
-    let mut upstream = request.clone();
-    let prepared =
-        crate::handler::proxy::prepare(&x.cx, request, &mut upstream, x.is_trusted()).is_ok();
-    if prepared && !x.cx.has_body {
-        let wall = SystemTime::now();
-        x.chain().upstream(&x.cx, request, &mut upstream, wall);
-    }
-}
-
-async fn act(
-    route: &Route,
-    request: &RequestHeader,
-    x: &Exchange,
-    live: &Live,
-) -> std::result::Result<Outcome, Failure> {
-    let view = || View {
-        cx: &x.cx,
-        request,
-        response: None,
-        wall: SystemTime::now(),
-    };
-    match &route.handler {
-        // Told here, before a backend is chosen, the client keeps its connection.
-        Handler::Proxy(proxy) if proxy.pool.is_down() => Err(Failure::PoolDown),
-        Handler::Proxy(_) => Ok(Outcome::Proxy),
-        Handler::Files(files) => Ok(match files.serve(&view()).await {
-            Ok(reply) => Outcome::Reply(reply),
-            Err(elsewhere) => Outcome::Elsewhere(elsewhere),
-        }),
-        Handler::Redirect(redirect) => redirect.reply(&view()).map(Outcome::Reply),
-        Handler::Respond(respond) => respond.reply(&view()).map(Outcome::Reply),
-        Handler::Status => Ok(Outcome::Reply(status::reply(live))),
-    }
-}
-
-/// Chooses the route that a request for `path` would take on the same site, for the same request (nginx: an internal
-/// redirect). False, and nothing has changed, where it is none or the one that was chosen.
-fn reroute(request: &RequestHeader, x: &mut Exchange, path: &str) -> bool {
-    let Chosen::Route(chosen) = &x.chosen else {
-        return false;
-    };
-    let mut captures = Vec::new();
-    let site = x
-        .snapshot
-        .router
-        .find_site(&x.cx.connection.listener, &x.cx.host);
-    let facts = facts(request, &x.cx, path);
-    let found = site.and_then(|site| site.find_route(&facts, &mut captures));
-    let Some(route) = found.filter(|route| !Arc::ptr_eq(route, chosen)) else {
-        return false;
-    };
-    x.cx.redirect(path, request.uri.query());
-    x.cx.captures = captures;
-    x.chosen = Chosen::Route(route.clone());
-    true
-}
-
-impl Exchange {
-    /// Whether the peer may say whom it speaks for.
-    fn is_trusted(&self) -> bool {
-        let ranges = &self.snapshot.trusted_proxies;
-        let peer = self.cx.connection.peer_ip();
-        !ranges.is_empty()
-            && peer.is_some_and(|peer| ranges.iter().any(|range| range.contains(peer)))
-    }
-}
-
 /// Whether a backend has announced a body, in answer to any method but HEAD; over HTTP/2, without a length, it need not
 /// come.
 fn has_body(response: &ResponseHeader) -> bool {
@@ -961,123 +607,6 @@ fn has_begun(session: &Session) -> bool {
 fn is_websocket(response: &ResponseHeader) -> bool {
     let upgrade = response.headers.get(header::UPGRADE);
     upgrade.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
-}
-
-/// What an operator is told of a request that the end of the process cut off.
-fn cut(kind: &str, method: &Method, cx: &Cx) -> String {
-    format!(
-        "{kind} {method} {}{} from {}, {:.1} s old",
-        cx.host,
-        cx.path.escape_debug(),
-        client_name(cx),
-        cx.started.elapsed().as_secs_f64(),
-    )
-}
-
-fn client_name(cx: &Cx) -> String {
-    let client = cx.client.map(|client| client.to_string());
-    client.unwrap_or_else(|| "unix".to_owned())
-}
-
-/// One line for the operator about a request that weir ended.
-fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e: &Error) {
-    let cx = &x.cx;
-    let level = match failure {
-        Failure::ClientClosed
-        | Failure::ClientTimeout
-        | Failure::BadRequest
-        | Failure::BodyTooLarge => log::Level::Info,
-        _ => log::Level::Warn,
-    };
-    let asked = match (cx.tries.last(), x.chosen.proxy()) {
-        (Some(last), Ok(proxy)) => format!("{} of pool `{}`: ", last.backend, proxy.pool.name()),
-        _ => String::new(),
-    };
-    log::log!(
-        level,
-        "{}: {} {}{} from {}: {asked}{}",
-        failure.word(),
-        request.method,
-        cx.host,
-        request.uri.path(),
-        client_name(cx),
-        crate::handler::proxy::brief(e),
-    );
-}
-
-/// Adds a request to the figures of this process: with the time until a backend's answer began, or else all of it.
-fn count(session: &ServerSession, cx: &Cx, now: Instant, live: &Live) {
-    let status = status_of(session, cx);
-    // A tunnel takes as long as it pleases.
-    if status == StatusCode::SWITCHING_PROTOCOLS.as_u16() {
-        return;
-    }
-    let last = cx.tries.last();
-    let answered = last.and_then(|last| Some(last.started + last.header?));
-    let time = answered
-        .unwrap_or(now)
-        .saturating_duration_since(cx.started);
-    live.figures.count(status, time);
-}
-
-/// What the client was answered with, or would have been; 0 for neither.
-fn status_of(session: &ServerSession, cx: &Cx) -> u16 {
-    match (session.response_written(), cx.failure) {
-        (Some(response), _) => response.status.as_u16(),
-        (None, Some(failure)) => failure.status(),
-        (None, None) => 0,
-    }
-}
-
-/// The last thing that happens to a request: its line in the access log.
-fn log(session: &ServerSession, logs: &AccessLogs, cx: &mut Cx, now: Instant) {
-    if logs.is_empty() {
-        return;
-    }
-    let response = session.response_written();
-    cx.ended = Some(now);
-    cx.status = status_of(session, cx);
-    cx.body_bytes_sent = session.body_bytes_sent() as u64;
-    cx.bytes_sent = cx.body_bytes_sent + response.map_or(0, header_length);
-    cx.request_length += session.body_bytes_read() as u64;
-    let request = session.req_header();
-    logs.log(&View {
-        cx,
-        request,
-        response,
-        wall: SystemTime::now(),
-    });
-}
-
-/// Bytes of the request's header, as sent on HTTP/1; what it would have been there on HTTP/2.
-fn request_length(session: &ServerSession) -> u64 {
-    if let Some(http1) = session.as_http1() {
-        return http1.get_headers_raw_bytes().len() as u64;
-    }
-    let request = session.req_header();
-    (line_length(request) + "\r\n\r\n".len()) as u64 + fields_length(&request.headers)
-}
-
-/// Bytes of the request line, as it is on HTTP/1.
-fn line_length(request: &RequestHeader) -> usize {
-    request.method.as_str().len() + request.raw_path().len() + "  HTTP/1.1".len()
-}
-
-fn header_length(response: &ResponseHeader) -> u64 {
-    status_line_length(response) + fields_length(&response.headers)
-}
-
-/// With the empty line at the end of the header.
-fn status_line_length(response: &ResponseHeader) -> u64 {
-    let reason = response.status.canonical_reason().map_or(0, str::len);
-    ("HTTP/1.1 200 \r\n\r\n".len() + reason) as u64
-}
-
-fn fields_length(fields: &http::HeaderMap) -> u64 {
-    fields
-        .iter()
-        .map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64)
-        .sum()
 }
 
 fn internal(what: &'static str) -> Box<Error> {
