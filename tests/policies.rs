@@ -160,16 +160,44 @@ fn request_id_is_made_and_passed_both_ways() {
 }
 
 #[test]
-fn request_id_of_the_client_is_kept_when_trusted() {
+fn request_id_is_kept_of_those_who_are_trusted() {
     let app = Origin::fixed("ok");
-    let weir = Weir::with("app", &app).start_site(
+    let id = |proxies: &str, trust: &str, brought: &str| {
+        let weir = Weir::with("app", &app).start(&format!(
+            "
+        listeners: {{ http: {{ bind: '127.0.0.1:{{http}}' }} }}
+        pools: {{ app: {{ backends: ['{{app}}'] }} }}
+        trusted_proxies: {proxies}
+        sites:
+          main:
+            hosts: ['*']
+            request_id: {{ header: X-Request-Id, trust: {trust} }}
+            routes: [{{ proxy: app }}]
         "
-        request_id: { header: X-Request-Id, trust: true }
-        routes: [{ proxy: app }]
-        ",
-    );
-    let answer = weir.fetch(&get("/").header("X-Request-Id", "from-client"));
-    assert_eq!(answer.header("x-request-id"), Some("from-client"));
-    assert_eq!(app.request().header("x-request-id"), Some("from-client"));
-    assert!(weir.get("/").header("x-request-id").is_some());
+        ));
+        let answer = weir.fetch(&get("/").header("X-Request-Id", brought));
+        let id = answer.header("x-request-id").expect("an id").to_owned();
+        let passed = app.requests();
+        let passed = passed.last().expect("a request");
+        assert_eq!(passed.headers().all("x-request-id"), [&*id]);
+        weir.access_lines(1);
+        id
+    };
+    for (proxies, trust, kept) in [
+        ("[127.0.0.0/8]", "true", true),
+        ("[10.0.0.0/8]", "true", false),
+        ("[127.0.0.0/8]", "false", false),
+        ("[]", "127.0.0.1", true),
+        ("[127.0.0.0/8]", "[10.0.0.0/8, 192.168.0.0/16]", false),
+    ] {
+        let kept = if kept { "from-client" } else { "" };
+        let id = id(proxies, trust, "from-client");
+        match kept {
+            "" => assert_eq!(id.len(), 32, "{proxies} {trust}"),
+            kept => assert_eq!(id, kept, "{proxies} {trust}"),
+        }
+    }
+    for bad in ["two words", &"x".repeat(129), "\u{fc}ber"] {
+        assert_eq!(id("[127.0.0.0/8]", "true", bad).len(), 32);
+    }
 }

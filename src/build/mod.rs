@@ -11,6 +11,7 @@ use http::HeaderName;
 
 use crate::issue::{At, Issue, Issues, Sources};
 use crate::pool::Pool;
+use crate::value::Cidr;
 
 /// When in a request's life a text is rendered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +57,8 @@ pub struct Build<'a> {
     pub upstream_fields: Vec<HeaderName>,
     /// Variables that the tokens of the routes being compiled bring: `$name` in what is compiled behind them.
     pub claims: Vec<String>,
+    /// Whom `trusted_proxies` names.
+    pub trusted_proxies: Arc<[Cidr]>,
     /// What the running configuration has to hand on.
     pub previous: Carry,
     /// What this one will.
@@ -75,6 +78,7 @@ impl<'a> Build<'a> {
             latest: Stage::Request,
             upstream_fields: Vec::new(),
             claims: Vec::new(),
+            trusted_proxies: Arc::default(),
             previous: Carry::default(),
             carried: Carry::default(),
         }

@@ -21,7 +21,7 @@ use crate::net::{Bind, Bounds, Listener, Listeners};
 use crate::pool::{Names, Pool};
 use crate::router::Router;
 use crate::tls::{self, Acceptor, Resolver, TicketKeys};
-use crate::value::{Cidr, OneOrMany, OrOff, Span};
+use crate::value::{OneOrMany, OrOff, Span};
 
 const DEFAULT_PID_FILE: &str = "/tmp/weir.pid";
 const DEFAULT_UPGRADE_SOCK: &str = "/tmp/weir_upgrade.sock";
@@ -63,6 +63,7 @@ fn plan(config: &Config, previous: Option<&Snapshot>, b: &mut Build<'_>) -> Opti
     let by_name = config.pools.keys();
     let by_name = by_name.map(|name| (name.clone(), pools.get(name).cloned()));
     b.set_pools(by_name.collect());
+    b.trusted_proxies = config.trusted_proxies.as_slice().into();
     distinct_binds(config, b);
     let (companion, statics) = companion(config, b);
     let names: Vec<&str> = config.listeners.keys().map(String::as_str).collect();
@@ -342,7 +343,7 @@ fn edge(
 ) -> Listeners {
     let at = At::Root.key("listeners");
     let mut listeners = Listeners::new();
-    let proxies: Arc<[Cidr]> = config.trusted_proxies.as_slice().into();
+    let proxies = b.trusted_proxies.clone();
     for (name, own) in &config.listeners {
         let at = at.key(name);
         let name: Arc<str> = name.as_str().into();
