@@ -34,7 +34,7 @@ criterion_group! {
 criterion_main!(benches);
 
 /// In the order in which they run.
-const POLICIES: [(&str, &str); 19] = [
+const POLICIES: [(&str, &str); 20] = [
     ("request_id", "{ header: X-Request-Id }"),
     (
         "access",
@@ -63,6 +63,7 @@ const POLICIES: [(&str, &str); 19] = [
     ),
     ("timeouts", "{ read: 10s }"),
     ("limit_rate", "1GiB"),
+    ("decompress", "true"),
     (
         "sub_filter",
         "{ replace: { 'http://app.internal': 'https://$host' } }",

@@ -24,6 +24,7 @@ mod changing_files; // truncated, replaced, renamed and closed while they are se
 mod compress; // answers in a content coding
 mod cors; // cors, referer, maintenance
 mod crowd; // too many connections
+mod decompress; // answers without their content coding
 mod errors; // own pages
 mod faults; // backends that break off, lie and hang
 mod files; // files: and static:

@@ -190,6 +190,11 @@ const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        key: "decompress",
+        passes: "{ always: true }",
+        ..ROW
+    },
+    Row {
         key: "sub_filter",
         passes: "{ replace: { 'an old': 'a new' } }",
         shows: |seen| seen.body.contains("a new text"),

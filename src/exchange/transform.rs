@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 
@@ -178,6 +178,37 @@ pub fn vary(head: &mut ResponseHeader, name: &'static str) {
         // As above.
         let _ = head.append_header("Vary", HeaderValue::from_static(name));
     }
+}
+
+/// Where a client asks for news of what it got in another coding than the one that it had at first, which it tells by the
+/// weak tag, a 304 speaks of that very answer (RFC 9110 section 15.4.5). Nothing else in it does: it has no type.
+pub fn confirm(request: &HeaderMap, response: &mut ResponseHeader) {
+    let Some(etag) = response.headers.get(header::ETAG) else {
+        return;
+    };
+    let weak = [b"W/", etag.as_bytes()].concat();
+    let known = request.get_all(header::IF_NONE_MATCH).iter();
+    let is_known = known
+        .map(HeaderValue::as_bytes)
+        .any(|line| memchr::memmem::find(line, &weak).is_some());
+    if is_known {
+        weaken_etag(response);
+        vary(response, "Accept-Encoding");
+    }
+}
+
+/// Whether a message is not to be transformed on its way (RFC 9111 sections 5.2.1.6 and 5.2.2.6).
+pub fn is_to_stay(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::CACHE_CONTROL).iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .any(|directive| directive.trim_ascii().eq_ignore_ascii_case(b"no-transform"))
+}
+
+/// Whether an answer is one of gRPC, whose trailers have to arrive: behind a body that changes they are lost.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Whether an answer of this status to this method comes without a body, whatever its header says (RFC 9110 section 6.4.1).

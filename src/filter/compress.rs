@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -31,7 +31,7 @@ use zstd::zstd_safe::CParameter;
 
 use super::Filter;
 use crate::build::Build;
-use crate::exchange::transform::{forget_body, vary, weaken_etag};
+use crate::exchange::transform::{confirm, forget_body, is_grpc, is_to_stay, vary, weaken_etag};
 use crate::exchange::{Cx, Transform};
 use crate::http::coding::{self, Coding};
 use crate::http::media::{self, Pattern};
@@ -173,7 +173,7 @@ impl Compress {
             && !headers.contains_key(header::CONTENT_ENCODING)
             && !is_to_stay(headers)
             && media::is_one_of(&self.types, headers)
-            // its messages are compressed one by one, and its trailers have to arrive
+            // its messages are compressed one by one
             && !is_grpc(headers)
     }
 }
@@ -181,36 +181,6 @@ impl Compress {
 fn length(response: &ResponseHeader) -> Option<u64> {
     let length = response.headers.get(header::CONTENT_LENGTH)?;
     length.to_str().ok()?.parse().ok()
-}
-
-/// Whether a message is not to be transformed on its way (RFC 9111 sections 5.2.1.6 and 5.2.2.6).
-fn is_to_stay(headers: &HeaderMap) -> bool {
-    let lines = headers.get_all(header::CACHE_CONTROL).iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-        .any(|directive| directive.trim_ascii().eq_ignore_ascii_case(b"no-transform"))
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE);
-    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// Where a client asks for news of what it got compressed, which it tells by the weak tag, a 304 speaks of that very answer
-/// (RFC 9110 section 15.4.5). Nothing else in it does: it has no type.
-fn confirm(request: &HeaderMap, response: &mut ResponseHeader) {
-    let Some(etag) = response.headers.get(header::ETAG) else {
-        return;
-    };
-    let weak = [b"W/", etag.as_bytes()].concat();
-    let known = request.get_all(header::IF_NONE_MATCH).iter();
-    let is_known = known
-        .map(HeaderValue::as_bytes)
-        .any(|line| memchr::memmem::find(line, &weak).is_some());
-    if is_known {
-        weaken_etag(response);
-        vary(response, "Accept-Encoding");
-    }
 }
 
 /// How far back an encoder looks, as a power of two: 256 KiB. What it keeps of a body in flight grows with that, and is

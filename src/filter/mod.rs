@@ -19,6 +19,7 @@ pub mod buffer_request;
 pub mod compress;
 pub mod cookies;
 pub mod cors;
+pub mod decompress;
 pub mod errors;
 pub mod headers;
 pub mod jwt;
@@ -61,6 +62,7 @@ use buffer_request::BufferRequest;
 use compress::Compress;
 use cookies::Cookies;
 use cors::Cors;
+use decompress::Decompress;
 use errors::Errors;
 use headers::Headers;
 use jwt::Jwt;
@@ -392,6 +394,9 @@ registry! {
     /// Own pages for errors.
     // it takes part in no phase: where an error has no body of its own, it is asked for one
     errors => Errors,
+    /// Decodes answers for clients that do not take them as they are.
+    // before all that reads or changes bodies
+    decompress => Decompress,
     /// Replaces texts in bodies.
     sub_filter => SubFilter,
     /// Compresses answers for clients that take them so.

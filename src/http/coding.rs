@@ -1,6 +1,7 @@
-//! The `Accept-Encoding` header: in which content coding a client wants an answer (RFC 9110 section 12.5.3).
+//! Content codings: in which one an answer is (`Content-Encoding`, RFC 9110 section 8.4), and in which one a client wants it
+//! (`Accept-Encoding`, section 12.5.3).
 
-use http::header::ACCEPT_ENCODING;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http::{HeaderMap, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -88,6 +89,22 @@ pub fn best(headers: &HeaderMap, offered: &[Coding]) -> Option<Coding> {
     best.map(|(_, coding)| coding)
 }
 
+/// Whether the client can read an answer in this coding. Without the header it can read none, as in [`preferred`].
+pub fn is_accepted(headers: &HeaderMap, coding: Coding) -> bool {
+    Weights::read(headers).is_some_and(|weights| weights.of(coding) > 0)
+}
+
+/// The coding of an answer, if it is in one that weir knows and in no other.
+pub fn of(headers: &HeaderMap) -> Option<Coding> {
+    let mut lines = headers.get_all(CONTENT_ENCODING).iter();
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return None;
+    };
+    let name = line.as_bytes().trim_ascii();
+    let known = [Coding::Br, Coding::Zstd, Coding::Gzip];
+    known.into_iter().find(|coding| coding.is(name))
+}
+
 impl Weights {
     /// `None`: there is no such header.
     fn read(headers: &HeaderMap) -> Option<Weights> {
@@ -131,6 +148,7 @@ impl Weights {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
     use proptest::prelude::*;
 
     use super::Coding::{Br, Gzip, Zstd};
@@ -183,6 +201,41 @@ mod tests {
         }
         assert_eq!(of(&["br", "gzip"], &OFFERED), [Br, Gzip]);
         assert_eq!(of(&[], &OFFERED), []);
+    }
+
+    #[test]
+    fn an_answer_is_in_one_coding_that_is_accepted_or_not() {
+        let head = |name: HeaderName, lines: &[&str]| {
+            let lines = lines.iter().map(|line| line.parse().unwrap());
+            HeaderMap::from_iter(lines.map(|line| (name.clone(), line)))
+        };
+        for (lines, coding) in [
+            (&["gzip"][..], Some(Gzip)),
+            (&[" X-GZip "], Some(Gzip)),
+            (&["br"], Some(Br)),
+            (&["deflate"], None),
+            (&["identity"], None),
+            (&["gzip, br"], None),
+            (&["gzip", "br"], None),
+            (&[], None),
+        ] {
+            assert_eq!(
+                super::of(&head(CONTENT_ENCODING, lines)),
+                coding,
+                "{lines:?}"
+            );
+        }
+        for (lines, accepted) in [
+            (&["br, gzip;q=0.1"][..], true),
+            (&["*"], true),
+            (&["identity", "gzip"], true),
+            (&["*, gzip;q=0"], false),
+            (&["br"], false),
+            (&[], false),
+        ] {
+            let head = head(ACCEPT_ENCODING, lines);
+            assert_eq!(is_accepted(&head, Gzip), accepted, "{lines:?}");
+        }
     }
 
     #[test]
