@@ -1,6 +1,8 @@
 //! One build of a snapshot: collects issues and resolves names.
 
 mod carry;
+#[cfg(test)]
+pub mod testing;
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};

@@ -247,8 +247,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::build::testing::{compiled, mistake};
     use crate::exchange::cx::Connection;
-    use crate::issue::Sources;
 
     #[test]
     fn the_first_pattern_that_fits_gives_the_flags() {
@@ -323,40 +323,28 @@ mod tests {
         for (yaml, expected) in [
             (
                 "flags: { '*': [secure, httponly] }",
-                "flags.*[1]: no flag named `httponly`",
+                "cookies.flags.*[1]: no flag named `httponly`",
             ),
             (
                 "flags: { '[': secure }",
-                "flags.\"[\": `[` is not a pattern",
+                "cookies.flags.\"[\": `[` is not a pattern",
             ),
             (
                 "domain: { from: '', to: x }",
-                "domain[0].from: needs what is to be replaced",
+                "cookies.domain[0].from: needs what is to be replaced",
             ),
             (
                 "path: { from: /, to: $request_time }",
-                "path[0].to: `$request_time` has no value here",
+                "cookies.path[0].to: `$request_time` has no value here",
             ),
         ] {
-            let sources = Sources::default();
-            let mut b = Build::new(&sources);
-            let config: Config = serde_yaml::from_str(yaml).unwrap();
-            config.compile(&At::Root, &mut b);
-            let [issue] = b.issues.0.as_slice() else {
-                panic!("one issue, not {:?}", b.issues)
-            };
-            let text = format!("{}: {}", issue.path, issue.message);
+            let text = mistake(yaml, "cookies", Config::compile);
             assert!(text.starts_with(expected), "{text}");
         }
     }
 
     fn compile(yaml: &str) -> Cookies {
-        let sources = Sources::default();
-        let mut b = Build::new(&sources);
-        let config: Config = serde_yaml::from_str(yaml).unwrap();
-        let cookies = config.compile(&At::Root, &mut b).unwrap();
-        assert!(b.issues.is_empty(), "{:?}", b.issues);
-        cookies
+        compiled(yaml, Config::compile)
     }
 
     fn respond(cookies: &Cookies, lines: &[&str]) -> Vec<String> {

@@ -309,7 +309,7 @@ impl Cors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::issue::Sources;
+    use crate::build::testing::mistake;
 
     #[test]
     fn origins_are_compared_whole() {
@@ -399,14 +399,8 @@ mod tests {
                 "cors.expose[0]: `*` is not the name of a header",
             ),
         ] {
-            let sources = Sources::default();
-            let mut b = Build::new(&sources);
-            let config: Config = serde_yaml::from_str(yaml).unwrap();
-            config.compile(&At::Root.key("cors"), &mut b);
-            let [issue] = b.issues.0.as_slice() else {
-                panic!("one issue, not {:?}", b.issues)
-            };
-            assert_eq!(format!("{}: {}", issue.path, issue.message), expected);
+            let text = mistake(yaml, "cors", Config::compile);
+            assert_eq!(text, expected);
         }
     }
 }

@@ -301,9 +301,9 @@ mod tests {
     use pingora::http::{RequestHeader, ResponseHeader};
 
     use super::*;
+    use crate::build::testing::{compiled, mistake};
     use crate::exchange::Cx;
     use crate::exchange::cx::Connection;
-    use crate::issue::Sources;
 
     #[test]
     fn the_nearest_level_and_the_narrowest_range_decide() {
@@ -371,14 +371,7 @@ mod tests {
                 "errors.404.body: `$request_time` has no value here",
             ),
         ] {
-            let sources = Sources::default();
-            let mut b = Build::new(&sources);
-            let config: Config = serde_yaml::from_str(yaml).unwrap();
-            config.compile(&At::Root.key("errors"), &mut b);
-            let [issue] = b.issues.0.as_slice() else {
-                panic!("one issue, not {:?}", b.issues)
-            };
-            let text = format!("{}: {}", issue.path, issue.message);
+            let text = mistake(yaml, "errors", Config::compile);
             assert!(text.starts_with(expected), "{text}");
         }
         for yaml in [
@@ -392,12 +385,7 @@ mod tests {
     }
 
     fn compile(yaml: &str) -> Errors {
-        let sources = Sources::default();
-        let mut b = Build::new(&sources);
-        let config: Config = serde_yaml::from_str(yaml).unwrap();
-        let errors = config.compile(&At::Root, &mut b).unwrap();
-        assert_eq!(b.issues.0.len(), 0, "{:?}", b.issues);
-        errors
+        compiled(yaml, Config::compile)
     }
 
     fn page(errors: &Errors, status: u16) -> Option<String> {

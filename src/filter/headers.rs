@@ -409,8 +409,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::build::testing::{compiled, mistake};
     use crate::exchange::cx::Connection;
-    use crate::issue::Sources;
 
     #[test]
     fn removes_sets_and_adds() {
@@ -568,25 +568,13 @@ mod tests {
                 "headers.request.set.A: `$status` has no value here",
             ),
         ] {
-            let sources = Sources::default();
-            let mut b = Build::new(&sources);
-            let config: Config = serde_yaml::from_str(yaml).unwrap();
-            config.compile(&At::Root.key("headers"), &mut b);
-            let [issue] = b.issues.0.as_slice() else {
-                panic!("one issue, not {:?}", b.issues)
-            };
-            let text = format!("{}: {}", issue.path, issue.message);
+            let text = mistake(yaml, "headers", Config::compile);
             assert!(text.starts_with(expected), "{text}");
         }
     }
 
     fn compile(yaml: &str) -> Headers {
-        let sources = Sources::default();
-        let mut b = Build::new(&sources);
-        let config: Config = serde_yaml::from_str(yaml).unwrap();
-        let headers = config.compile(&At::Root, &mut b).unwrap();
-        assert_eq!(b.issues.0.len(), 0, "{:?}", b.issues);
-        headers
+        compiled(yaml, Config::compile)
     }
 
     fn cx() -> Cx {

@@ -162,8 +162,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::build::testing::{compiled, mistake};
     use crate::exchange::cx::{Connection, Try};
-    use crate::issue::Sources;
 
     #[test]
     fn urls_are_changed_by_the_first_rule_that_fits() {
@@ -207,39 +207,27 @@ mod tests {
     #[test]
     fn mistakes_are_reported_at_their_keys() {
         for (yaml, expected) in [
-            ("[]", "root: needs a rule"),
+            ("[]", "location: needs a rule"),
             (
                 "{ from: '', to: / }",
-                "root[0].from: needs the beginning of a URL",
+                "location[0].from: needs the beginning of a URL",
             ),
             (
                 "{ from: '~(', to: / }",
-                "root[0].from: not a regular expression",
+                "location[0].from: not a regular expression",
             ),
             (
                 "{ from: /, to: $nonsuch }",
-                "root[0].to: no variable named `$nonsuch`",
+                "location[0].to: no variable named `$nonsuch`",
             ),
         ] {
-            let sources = Sources::default();
-            let mut b = Build::new(&sources);
-            let config: Config = serde_yaml::from_str(yaml).unwrap();
-            config.compile(&At::Root.key("root"), &mut b);
-            let [issue] = b.issues.0.as_slice() else {
-                panic!("one issue, not {:?}", b.issues)
-            };
-            let text = format!("{}: {}", issue.path, issue.message);
+            let text = mistake(yaml, "location", Config::compile);
             assert!(text.starts_with(expected), "{text}");
         }
     }
 
     fn compile(yaml: &str) -> Location {
-        let sources = Sources::default();
-        let mut b = Build::new(&sources);
-        let config: Config = serde_yaml::from_str(yaml).unwrap();
-        let location = config.compile(&At::Root, &mut b).unwrap();
-        assert!(b.issues.is_empty(), "{:?}", b.issues);
-        location
+        compiled(yaml, Config::compile)
     }
 
     fn cx() -> Cx {

@@ -247,6 +247,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::build::testing::compiled;
     use crate::exchange::cx::{Connection, TlsFacts};
     use crate::issue::Sources;
 
@@ -313,12 +314,7 @@ mod tests {
     }
 
     fn compile(yaml: &str) -> SecurityHeaders {
-        let sources = Sources::default();
-        let mut b = Build::new(&sources);
-        let config: Config = serde_yaml::from_str(yaml).unwrap();
-        let headers = config.compile(&At::Root, &mut b).unwrap();
-        assert!(b.issues.is_empty(), "{:?}", b.issues);
-        headers
+        compiled(yaml, Config::compile)
     }
 
     fn respond(

@@ -318,8 +318,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::build::testing::{compiled, mistake};
     use crate::exchange::cx::Connection;
-    use crate::issue::Sources;
 
     #[test]
     fn the_longest_of_several_is_replaced_wherever_pieces_end() {
@@ -402,14 +402,8 @@ mod tests {
                 "sub_filter.replace.a: no variable named `$nonsuch`",
             ),
         ] {
-            let sources = Sources::default();
-            let mut b = Build::new(&sources);
-            let config: Config = serde_yaml::from_str(yaml).unwrap();
-            config.compile(&At::Root.key("sub_filter"), &mut b);
-            let [issue] = b.issues.0.as_slice() else {
-                panic!("one issue, not {:?}", b.issues)
-            };
-            assert_eq!(format!("{}: {}", issue.path, issue.message), expected);
+            let text = mistake(yaml, "sub_filter", Config::compile);
+            assert_eq!(text, expected);
         }
     }
 
@@ -446,12 +440,7 @@ mod tests {
     }
 
     fn compile(yaml: &str) -> SubFilter {
-        let sources = Sources::default();
-        let mut b = Build::new(&sources);
-        let config: Config = serde_yaml::from_str(yaml).unwrap();
-        let filter = config.compile(&At::Root, &mut b).unwrap();
-        assert_eq!(b.issues.0.len(), 0, "{:?}", b.issues);
-        filter
+        compiled(yaml, Config::compile)
     }
 
     fn head(content_type: &str) -> ResponseHeader {
