@@ -1,8 +1,11 @@
 //! Bodies of any size in bounded memory, and WebSocket.
 
+use std::time::Duration;
+
 use crate::harness::Weir;
 use crate::harness::client::{Connection, get};
 use crate::harness::origin::{Behaviour, Origin};
+use crate::harness::wait::holds_within;
 use crate::harness::websocket::{self, Frame};
 
 const MIB: u64 = 1 << 20;
@@ -40,6 +43,33 @@ fn huge_download_needs_little_memory() {
     assert_eq!((answer.length, answer.complete), (large(), true));
     let grown = weir.peak_memory() - before;
     assert!(grown < ALLOWANCE, "memory grew by {} KiB", grown / 1024);
+}
+
+/// While it pauses, nothing is read for it: that has to go on again.
+#[test]
+fn client_that_pauses_gets_the_rest() {
+    const LENGTH: u64 = 24 * MIB;
+    let app = Origin::start(Behaviour::Big(LENGTH));
+    let weir = Weir::with("app", &app).start(
+        "
+        listeners:
+          http: { bind: '127.0.0.1:{http}' }
+          https: { bind: '127.0.0.1:{https}', tls: {} }
+        pools: { app: { backends: ['{app}'] } }
+        sites: { main: { hosts: ['*', localhost], tls: { self_signed: true }, routes: [{ proxy: app }] } }",
+    );
+    let plain = Connection::tcp(weir.address("http")).expect("connect");
+    let secure = Connection::tls(weir.address("https"), "localhost").expect("TLS");
+    for mut connection in [plain, secure] {
+        connection.send_request(&get("/")).expect("send");
+        connection.read_head().expect("a head");
+        for _ in 0..3 {
+            assert!(!holds_within(Duration::from_millis(200), || false));
+            connection
+                .read_length(LENGTH / 3, &mut |_| {})
+                .expect("a third");
+        }
+    }
 }
 
 #[test]

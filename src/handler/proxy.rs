@@ -26,6 +26,7 @@ use crate::build::Build;
 use crate::exchange::cx::Try;
 use crate::exchange::vars::{Stage, Text, View};
 use crate::exchange::{Cx, Failure};
+use crate::http::outlet::Outlet;
 use crate::http::owed::Terms;
 use crate::http::{expect, forwarded, head, hop, websocket};
 use crate::issue::At;
@@ -158,6 +159,7 @@ impl Proxy {
             events: wants_events(session.req_header()),
             // A hundred answers may wait at once for one client to take them, and a slow one goes out in small steps.
             small_pieces: session.req_header().version == Version::HTTP_2 || cx.pace.is_some(),
+            outlet: Some(outlet(session.req_header(), cx)),
             deadline,
             read: cx.read_timeout,
             ends: ends(cx),
@@ -247,6 +249,12 @@ impl Proxy {
             ..Choice::any(now, 0)
         }
     }
+}
+
+/// Where the answer goes: on HTTP/2 a request brings that along.
+fn outlet(request: &RequestHeader, cx: &Cx) -> Arc<Outlet> {
+    let own = request.extensions.get::<Arc<Outlet>>();
+    own.unwrap_or(&cx.connection.outlet).clone()
 }
 
 /// The choice for one try, with a number of its own.
@@ -434,10 +442,10 @@ impl Attempts {
         }
     }
 
-    /// What was read of the answer's body is on its way to the client, which may take it slowly.
-    pub fn passed(&self, slow: bool) {
+    /// What was read of the answer's body is on its way to the client, which may wait for many others.
+    pub fn passed(&self, crowded: bool) {
         if let Some(line) = &self.line {
-            line.passed(slow);
+            line.passed(crowded);
         }
     }
 

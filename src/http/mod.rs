@@ -16,6 +16,7 @@ pub mod hop;
 pub mod host;
 pub mod media;
 pub mod mime;
+pub mod outlet;
 pub mod owed;
 pub mod path;
 pub mod proxy_protocol;

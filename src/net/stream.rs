@@ -35,11 +35,16 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::crowd::Crowd;
 use crate::http::head::Limits;
+use crate::http::outlet::Outlet;
 use crate::http::owed::Terms;
 use crate::tls::Shown;
 
 /// Writes below this size wait for what follows; larger ones leave together with what waits, uncopied.
 const SMALL_WRITE: usize = 4096;
+
+/// How many answers a client of HTTP/2 may wait for until each of them is read ahead less. Of what is large, and makes a
+/// difference, a browser seldom has as many.
+const CROWD: usize = 16;
 
 /// The most that one piece of [`stand_in`] stands for.
 pub const MOST_STAND_IN: usize = 256 * 1024;
@@ -84,8 +89,12 @@ pub struct Connection {
     pub terms: Option<Terms>,
     /// Whether fields may have underscores in their names.
     pub underscores: bool,
+    /// How many requests have no answer yet, or not all of it, on HTTP/2.
+    pub(crate) open: AtomicUsize,
     /// How many answers the client does not take as fast as they come, on HTTP/2.
     pub(crate) held_up: AtomicUsize,
+    /// Where answers go. With HTTP/2, each has its own as well.
+    pub outlet: Arc<Outlet>,
     /// The [`Stage`] of the present request.
     pub(crate) stage: AtomicU8,
     /// See [`Connection::lend`].
@@ -177,10 +186,14 @@ impl Connection {
         self.stage() != Stage::Unknown
     }
 
-    /// Whether the client takes what it asks for more slowly than it comes, so that little is to be read ahead of it. Only
-    /// known on HTTP/2, where a hundred answers may wait at a time.
+    /// Whether an answer waits for the client. Only known on HTTP/2.
     pub fn is_held_up(&self) -> bool {
         self.held_up.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether the client has asked for so much at a time that each answer may hold little. Only known on HTTP/2.
+    pub fn is_crowded(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > CROWD
     }
 
     /// Says what the bytes of [`stand_in`] stand for that are written next: those of `file` from `at` on. Only where the
@@ -236,6 +249,8 @@ pub struct ClientStream {
     unsent: BytesMut,
     /// Whether the client opened with HTTP/2's preface on a plain listener.
     prior_knowledge: bool,
+    /// Whether the socket takes nothing for now.
+    blocked: bool,
     digest: Arc<SocketDigest>,
     /// Pingora's slot for what an application knows of a connection: the only one that reaches HTTP/2 requests.
     facts: OnceLock<Arc<ProxyDigest>>,
@@ -291,6 +306,7 @@ impl ClientStream {
             unread: BytesMut::new(),
             unsent: BytesMut::new(),
             prior_knowledge: false,
+            blocked: false,
             digest: Arc::new(digest),
             facts: OnceLock::new(),
             _slot: slot,
@@ -324,6 +340,21 @@ impl ClientStream {
             Socket::Tcp(socket) => socket.poll_read_ready(cx),
             Socket::Unix(socket) => socket.poll_read_ready(cx),
         }
+    }
+
+    /// Says it to whoever fetches the answer when the socket takes nothing, and when it does again.
+    fn tell<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        if self.blocked == written.is_pending() {
+            return written;
+        }
+        self.blocked = written.is_pending();
+        if let Some(connection) = self.facts.get().and_then(|facts| Connection::among(facts)) {
+            match self.blocked {
+                true => connection.outlet.block(),
+                false => connection.outlet.open(),
+            }
+        }
+        written
     }
 
     /// Sends as much as the socket takes now of what waits.
@@ -475,6 +506,7 @@ impl AsyncWrite for ClientStream {
             return Poll::Ready(Ok(0));
         }
         if stands_in(bytes) {
+            // Nobody reads that from elsewhere.
             return self.poll_send_file(cx, bytes.len());
         }
         if self.unsent.len() + bytes.len() <= SMALL_WRITE {
@@ -484,14 +516,16 @@ impl AsyncWrite for ClientStream {
             self.unsent.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
-        self.poll_send(cx, bytes)
+        let written = self.poll_send(cx, bytes);
+        self.tell(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unsent.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        self.poll_send(cx, &[]).map_ok(|_| ())
+        let flushed = self.poll_send(cx, &[]).map_ok(|_| ());
+        self.tell(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -406,7 +406,7 @@ impl ProxyHttp for Weir {
         if let (Some(body), Some(this)) = (body, x.cx.tries.last_mut()) {
             this.length += body.len() as u64;
         }
-        x.attempts.passed(x.cx.connection.is_held_up());
+        x.attempts.passed(x.cx.connection.is_crowded());
         match x.attempts.is_over() {
             true => Err(Error::explain(ErrorType::ReadTimedout, "no time left").into_up()),
             false => Ok(None),

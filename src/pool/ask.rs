@@ -93,7 +93,7 @@ impl Asker {
         loop {
             left -= 1;
             let began = clock();
-            let (peer, line) = member.peer(needs);
+            let (peer, line) = member.peer(needs.clone());
             let mut is_sent = false;
             let answer = self
                 .exchange(&peer, &line, request, body, &mut is_sent)

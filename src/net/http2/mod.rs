@@ -85,7 +85,7 @@ pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static
     bounds: &Bounds,
     drain: &mut ShutdownWatch,
 ) {
-    let traffic = Arc::new(Traffic::new());
+    let traffic = Arc::new(Traffic::new(connection.clone()));
     let name = name(&connection);
     let guard = Guard::new(
         stream,
@@ -119,7 +119,7 @@ pub(super) async fn serve<S: Transport, A: HttpServerApp + Send + Sync + 'static
             accepted = engine.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     let watch = drain.clone();
-                    start(shared, request, respond, common.clone(), &traffic, watch);
+                    start(shared, request, respond, common.clone(), watch);
                 }
                 Some(Err(e)) => return log::debug!("{name}: {e}"),
                 None => return,
@@ -144,13 +144,12 @@ fn start<A: HttpServerApp + Send + Sync + 'static>(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     common: Arc<Common>,
-    traffic: &Arc<Traffic>,
     drain: ShutdownWatch,
 ) {
     if common.stalled.refuses(common.connection.number) {
         return respond.send_reset(Reason::REFUSED_STREAM);
     }
-    let open = OpenRequest::new(traffic);
+    let open = OpenRequest::new(&common.connection);
     common.connection.requests.fetch_add(1, Ordering::Relaxed);
     let session = Session::new(request, respond, common);
     let session = ServerSession::new_custom(Box::new(session));
@@ -186,11 +185,10 @@ fn options(bounds: &Bounds) -> Builder {
 /// What happens on a connection, as far as its end depends on it.
 #[derive(Debug)]
 struct Traffic {
+    connection: Arc<Connection>,
     opened: Instant,
     /// When bytes last passed, in milliseconds since then.
     last: AtomicU64,
-    /// Requests that have no answer yet, or not all of it.
-    open: AtomicUsize,
     /// Requests that have not come to their end.
     unfinished: AtomicUsize,
     /// Those among them that are to be WebSockets: they have time.
@@ -208,11 +206,11 @@ enum Look {
 }
 
 impl Traffic {
-    fn new() -> Traffic {
+    fn new(connection: Arc<Connection>) -> Traffic {
         Traffic {
+            connection,
             opened: Instant::now(),
             last: AtomicU64::new(0),
-            open: AtomicUsize::new(0),
             unfinished: AtomicUsize::new(0),
             tunnels: AtomicUsize::new(0),
         }
@@ -229,7 +227,7 @@ impl Traffic {
     fn look(&self, idle: Duration, draining: bool) -> Look {
         let now = Instant::now();
         let last = self.opened + Duration::from_millis(self.last.load(Ordering::Relaxed));
-        let open = self.open.load(Ordering::Acquire) > 0;
+        let open = self.connection.open.load(Ordering::Acquire) > 0;
         let unfinished = self.unfinished.load(Ordering::Relaxed);
         if open && unfinished <= self.tunnels.load(Ordering::Relaxed) {
             // It waits for us.
@@ -245,12 +243,12 @@ impl Traffic {
 }
 
 /// One request that is open, until it is dropped.
-struct OpenRequest(Arc<Traffic>);
+struct OpenRequest(Arc<Connection>);
 
 impl OpenRequest {
-    fn new(traffic: &Arc<Traffic>) -> OpenRequest {
-        traffic.open.fetch_add(1, Ordering::Relaxed);
-        OpenRequest(traffic.clone())
+    fn new(connection: &Arc<Connection>) -> OpenRequest {
+        connection.open.fetch_add(1, Ordering::Relaxed);
+        OpenRequest(connection.clone())
     }
 }
 

@@ -30,6 +30,7 @@ use tokio::time::{sleep, timeout};
 use super::Traffic;
 use super::stalled::{Place, Stalled};
 use super::websocket::{Bridge, Ends};
+use crate::http::outlet::Outlet;
 use crate::net::stream::Connection;
 use crate::net::tunnel::Tunnel;
 
@@ -80,6 +81,7 @@ pub(super) struct Session {
     bytes_sent: usize,
     retry: Option<Retry>,
     write_timeout: Option<Duration>,
+    outlet: Arc<Outlet>,
     wait: Wait,
     /// Where the request is one for a WebSocket.
     bridge: Option<Box<Bridge>>,
@@ -112,18 +114,23 @@ impl Retry {
 }
 
 /// An answer that cannot be written for now.
-struct HeldUp<'a>(&'a AtomicUsize);
+struct HeldUp<'a> {
+    count: &'a AtomicUsize,
+    outlet: &'a Outlet,
+}
 
 impl<'a> HeldUp<'a> {
-    fn new(count: &'a AtomicUsize) -> HeldUp<'a> {
+    fn new(count: &'a AtomicUsize, outlet: &'a Outlet) -> HeldUp<'a> {
         count.fetch_add(1, Ordering::Relaxed);
-        HeldUp(count)
+        outlet.block();
+        HeldUp { count, outlet }
     }
 }
 
 impl Drop for HeldUp<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.outlet.open();
     }
 }
 
@@ -135,6 +142,8 @@ impl Session {
     ) -> Session {
         let (mut request, body) = request.into_parts();
         let bridge = Bridge::of(&mut request, &common.traffic);
+        let outlet = Arc::<Outlet>::default();
+        request.extensions.insert(outlet.clone());
         Session {
             bridge: bridge.map(Box::new),
             common,
@@ -148,6 +157,7 @@ impl Session {
             bytes_sent: 0,
             retry: None,
             write_timeout: None,
+            outlet,
             wait: Wait::default(),
         }
     }
@@ -304,7 +314,7 @@ impl Session {
             return Ok(answer.capacity());
         }
         let common = &self.common;
-        let _held_up = HeldUp::new(&common.connection.held_up);
+        let _held_up = HeldUp::new(&common.connection.held_up, &self.outlet);
         let limit = self.write_timeout.unwrap_or(NO_LIMIT);
         let wait = &mut self.wait;
         if wait.place.is_none() {
@@ -675,12 +685,13 @@ mod tests {
             proxy_digest: None,
             socket_digest: None,
         };
+        let connection = Arc::<Connection>::default();
         Arc::new(Common {
-            connection: Arc::default(),
+            connection: connection.clone(),
             digest,
             stalled: Arc::default(),
             most_stalled: most,
-            traffic: Arc::new(Traffic::new()),
+            traffic: Arc::new(Traffic::new(connection)),
             tunnels: Arc::default(),
         })
     }

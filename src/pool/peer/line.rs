@@ -31,13 +31,21 @@ pub(super) enum Phase {
     Tunnel,
 }
 
-/// How far ahead of its client an answer is read (nginx: `proxy_buffers`). Pingora would read about ten pieces of up to
-/// 64 KiB each.
-const FAR: usize = 64 * 1024;
-/// How much is read at once for a client that may leave many answers waiting (nginx: `http2_chunk_size`).
-const PIECE: usize = 8 * 1024;
-/// Both, for a client that takes its answers more slowly than they come.
-const SMALL_PIECE: usize = 4 * 1024;
+/// How much of an answer is read at once, no more of which is read ahead of what is being written (nginx: `proxy_buffers`):
+/// Pingora would read about ten pieces of 64 KiB ahead. What a client leaves waiting it has twice, once in a buffer of
+/// Pingora's. So pieces are only as large as that where they are many.
+const PIECE: usize = 32 * 1024;
+const LARGE_PIECE: usize = 64 * 1024;
+const MANY: u64 = 1024 * 1024;
+/// As much for a client that may ask for a hundred answers at a time: what goes into a frame of HTTP/2 (RFC 9113 section 4.2).
+const FRAME: usize = 16 * 1024;
+/// As much where it does ask for many, in the beginning.
+const LITTLE: usize = 4 * 1024;
+/// For how much that it has taken, beyond what any client of HTTP/2 takes (RFC 9113 section 6.9.2), it gets a byte more.
+const GROWTH: u64 = 32;
+const WINDOW: u64 = 65_535;
+/// How much is read at once with the header: as much as Pingora asks for.
+const HEAD: usize = 4 * 1024;
 
 /// One try of a request on one connection; known to the phases of the request and to its stream.
 #[derive(Debug)]
@@ -66,16 +74,15 @@ pub struct Line {
 #[derive(Debug)]
 struct Ahead {
     bytes: usize,
-    most: usize,
+    /// What was before that.
+    passed: u64,
+    /// How much is to be read next.
+    piece: usize,
     reader: Option<Waker>,
 }
 
 impl Line {
     pub(super) fn new(dialer: Arc<Dialer>, needs: Needs, http2: bool, offer: Offer) -> Arc<Line> {
-        let most = match needs.small_pieces {
-            true => SMALL_PIECE,
-            false => FAR,
-        };
         Arc::new_cyclic(|me| Line {
             me: me.clone(),
             dialer,
@@ -83,7 +90,8 @@ impl Line {
             phase: AtomicU8::new(Phase::Header as u8),
             ahead: Mutex::new(Ahead {
                 bytes: 0,
-                most,
+                passed: 0,
+                piece: HEAD,
                 reader: None,
             }),
             reused: AtomicBool::new(false),
@@ -179,39 +187,50 @@ impl Line {
         }
     }
 
-    /// All that was read so far is on its way to the client, which takes it slowly (`slow`) or as fast as it comes.
-    pub fn passed(&self, slow: bool) {
+    /// All that was read so far is on its way to the client. It may be one of many answers that it waits for (`crowded`).
+    pub fn passed(&self, crowded: bool) {
         let mut ahead = self.ahead.lock();
-        ahead.bytes = 0;
+        ahead.passed += std::mem::take(&mut ahead.bytes) as u64;
         if self.needs.small_pieces {
-            ahead.most = if slow { SMALL_PIECE } else { FAR };
+            ahead.piece = small_piece(ahead.passed, crowded);
         }
         ahead.reader.take().inspect(Waker::wake_by_ref);
     }
 
     /// Takes note of a piece of the answer.
     pub(super) fn read(&self, count: usize) {
-        self.ahead.lock().bytes += count;
+        let mut ahead = self.ahead.lock();
+        ahead.bytes += count;
+        if !self.needs.small_pieces {
+            ahead.piece = match ahead.passed < MANY {
+                true => PIECE,
+                false => LARGE_PIECE,
+            };
+        }
     }
 
     /// How much is to be read next; `None` when enough is read for now, of which the reader is told the end.
     pub(super) fn next_piece(&self, cx: &Context<'_>) -> Option<usize> {
-        let mut ahead = self.ahead.lock();
-        let piece = match self.needs.small_pieces {
-            true => PIECE.min(ahead.most),
-            false => FAR,
-        };
-        if ahead.bytes < ahead.most {
-            return Some(piece);
+        let phase = self.phase();
+        if phase == Phase::Body
+            && let Some(outlet) = &self.needs.outlet
+            && outlet.poll_open(cx).is_pending()
+        {
+            return None;
         }
-        match self.phase() {
+        let mut ahead = self.ahead.lock();
+        let most = if self.needs.small_pieces { 0 } else { HEAD };
+        if ahead.bytes <= most {
+            return Some(ahead.piece);
+        }
+        match phase {
             Phase::Body => ahead.reader = Some(cx.waker().clone()),
             // Whoever is to look at the header runs in the same task, and gets its turn.
             Phase::Header => {
                 ahead.bytes = 0;
                 cx.waker().wake_by_ref();
             }
-            Phase::Tunnel => return Some(piece),
+            Phase::Tunnel => return Some(ahead.piece),
         }
         None
     }
@@ -310,5 +329,28 @@ impl L4Connect for Line {
         }
         let wire = Wire::new(link, line);
         Ok(VirtualSocketStream::new(Box::new(wire)).into())
+    }
+}
+
+/// How much is read at once of an answer of which so much was taken, for a client that may ask for a hundred.
+fn small_piece(passed: u64, crowded: bool) -> usize {
+    if !crowded {
+        return FRAME;
+    }
+    let more = usize::try_from(passed.saturating_sub(WINDOW) / GROWTH).unwrap_or(FRAME);
+    LITTLE.saturating_add(more).min(FRAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_many_answers_gets_more_as_it_is_taken() {
+        assert_eq!(small_piece(0, false), FRAME);
+        assert_eq!(small_piece(0, true), LITTLE);
+        assert_eq!(small_piece(WINDOW, true), LITTLE);
+        assert_eq!(small_piece(WINDOW + 128 * 1024, true), 2 * LITTLE);
+        assert_eq!(small_piece(u64::MAX, true), FRAME);
     }
 }

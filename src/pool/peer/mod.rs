@@ -35,6 +35,7 @@ use pingora::upstreams::peer::{HttpPeer, PeerOptions, Scheme};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::http::outlet::Outlet;
 use crate::issue::{At, Issues, Sources};
 use crate::value::TrueOr;
 use stock::Stock;
@@ -166,7 +167,7 @@ pub struct Dialer {
 }
 
 /// What a try of a request needs of its connection.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Needs {
     /// No connection that was used before.
     pub fresh: bool,
@@ -178,6 +179,8 @@ pub struct Needs {
     pub events: bool,
     /// What comes back is read in small pieces.
     pub small_pieces: bool,
+    /// Where the answer goes: it is not read ahead of a client that does not take it.
+    pub outlet: Option<Arc<Outlet>>,
     /// When the request has taken too long in all.
     pub deadline: Option<Instant>,
     /// How long to wait for the backend, in place of what the pool says.
@@ -242,6 +245,7 @@ impl Dialer {
     pub fn peer(self: &Arc<Self>, needs: Needs) -> (Box<HttpPeer>, Arc<Line>) {
         let (http2, offer) = self.stock.protocol(needs.upgrade);
         let line = Line::new(self.clone(), needs, http2, offer);
+        let needs = &line.needs;
         let mut peer = Box::new(self.peer.clone());
         peer.options.custom_l4 = Some(line.clone());
         let limits = &self.limits;

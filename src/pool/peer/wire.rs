@@ -10,7 +10,7 @@ use std::time::Instant;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
 use pingora::protocols::tls::SslStream;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep_until};
 
@@ -106,6 +106,22 @@ impl Io {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+
+    /// Reads at most so many bytes, and leaves the memory for more untouched: not even zeros are written there, which
+    /// would cost as much as all else of a large answer.
+    fn poll_read_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        most: usize,
+    ) -> Poll<io::Result<()>> {
+        let most = most as u64;
+        match self {
+            Io::Tcp(io) => Pin::new(&mut io.take(most)).poll_read(cx, buf),
+            Io::Unix(io) => Pin::new(&mut io.take(most)).poll_read(cx, buf),
+            Io::Tls(io) => Pin::new(&mut io.take(most)).poll_read(cx, buf),
         }
     }
 
@@ -273,7 +289,7 @@ impl AsyncRead for Wire {
             this.wait.since = None;
             return Poll::Pending;
         };
-        let read = poll_read_piece(&mut link.io, cx, buf, most);
+        let read = link.io.poll_read_piece(cx, buf, most);
         this.line.read(buf.filled().len() - before);
         match read {
             Poll::Ready(read) => {
@@ -302,23 +318,6 @@ fn no_chunk() -> io::Error {
         io::ErrorKind::InvalidData,
         "no chunk where one should begin",
     )
-}
-
-/// Reads at most so many bytes, and leaves the memory for more untouched.
-fn poll_read_piece(
-    io: &mut Io,
-    cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-    most: usize,
-) -> Poll<io::Result<()>> {
-    if most >= buf.remaining() {
-        return io.poll_read(cx, buf);
-    }
-    let mut piece = ReadBuf::new(buf.initialize_unfilled_to(most));
-    ready!(io.poll_read(cx, &mut piece))?;
-    let count = piece.filled().len();
-    buf.advance(count);
-    Poll::Ready(Ok(()))
 }
 
 /// Whether this is how Pingora looks at a connection once the answer has been read to its end and before it is kept: it
