@@ -125,6 +125,12 @@ fn faults() -> Vec<Fault> {
             true,
         ),
         fault(
+            "has no end of interim answers",
+            raw(&"HTTP/1.1 103 Early Hints||".repeat(100), ""),
+            Error(502),
+            false,
+        ),
+        fault(
             "closes a kept connection",
             Behaviour::Once("once".to_owned()),
             Whole("once"),

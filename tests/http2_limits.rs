@@ -9,7 +9,7 @@ use crate::harness::frames::{
     Raw, SETTINGS, WINDOW_UPDATE, fields, frame,
 };
 use crate::harness::origin::{Behaviour, Origin};
-use crate::harness::wait::{PATIENCE, eventually, holds_within};
+use crate::harness::wait::{PATIENCE, eventually, holds_within, value_within};
 
 const DOCUMENT: &str = "
     listeners:
@@ -210,6 +210,26 @@ fn idle_connection_ends_with_a_goodbye() {
     assert!(ended, "{frames:?}");
     let goodbye = frames.iter().find(|frame| frame.kind == GOAWAY);
     assert_eq!(goodbye.expect("a GOAWAY").payload[4..8], [0; 4], "NO_ERROR");
+}
+
+#[test]
+fn pings_do_not_keep_a_connection() {
+    let app = Origin::fixed("app");
+    let weir = Weir::with("app", &app).start(DOCUMENT);
+    let mut client = Raw::open(weir.address("http"), &[]).expect("connect");
+    let ended = value_within(PATIENCE, || {
+        // As often as an idle client might.
+        holds_within(Duration::from_millis(100), || false);
+        client.send(&frame(PING, 0, 0, &[0; 8])).ok()?;
+        loop {
+            match client.read().ok()?.kind {
+                GOAWAY => return Some(()),
+                PING => return None,
+                _ => {}
+            }
+        }
+    });
+    assert!(ended.is_some(), "no GOAWAY");
 }
 
 #[test]

@@ -96,6 +96,8 @@ pub struct Attempts {
     outdated: usize,
     /// Whether the client was told to go on and send its body.
     continued: bool,
+    /// How many interim answers have come.
+    interim: u32,
     /// How long the body is, where all of it is here.
     kept: Option<u64>,
     /// What members are chosen by, once the request is known.
@@ -109,6 +111,9 @@ const PATIENCE: usize = 4;
 /// How many tries of a request may come to nothing, in all, because of what others do on a connection of HTTP/2: that they
 /// make it, or that there is no room beside them.
 const REFUSALS: usize = 8;
+
+/// How many interim answers a request may get. They wait for the client where it does not take them, without a limit.
+const MOST_INTERIM: u32 = 32;
 
 /// Whether a member is asked a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,6 +314,7 @@ impl Attempts {
             again: Again::No,
             outdated: 0,
             continued: false,
+            interim: 0,
             kept: None,
             choice: None,
         }
@@ -337,7 +343,7 @@ impl Attempts {
     /// A header of the member is there.
     ///
     /// # Errors
-    /// When the answer is not for the client, because another member is asked in its place.
+    /// When the answer is not for the client, because another member is asked in its place, or it never ends.
     pub fn header(
         &mut self,
         proxy: &Proxy,
@@ -348,7 +354,14 @@ impl Attempts {
     ) -> Result<()> {
         let status = response.status;
         if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(());
+            self.interim += 1;
+            return match self.interim > MOST_INTERIM {
+                true => {
+                    let why = "the answer does not come to its final header";
+                    Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up())
+                }
+                false => Ok(()),
+            };
         }
         if let Some(line) = &self.line {
             line.answered(is_tunnel(response));

@@ -100,6 +100,8 @@ pub struct Frames {
     known: usize,
     /// What is still to come of the payload.
     left: usize,
+    /// Whether the frame that began last is one of a stream, and not of the connection as a whole.
+    on_stream: bool,
 }
 
 impl Frames {
@@ -118,7 +120,13 @@ impl Frames {
         let frame = Frame::parse(&self.head);
         self.known = 0;
         self.left = frame.length;
+        self.on_stream = frame.stream != 0;
         Some(frame)
+    }
+
+    /// Whether what comes next is the rest of a frame of a stream.
+    pub fn is_on_stream(&self) -> bool {
+        self.on_stream && self.left > 0
     }
 
     /// Whether no frame has begun that has not ended.

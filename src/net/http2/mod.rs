@@ -187,7 +187,7 @@ fn options(bounds: &Bounds) -> Builder {
 struct Traffic {
     connection: Arc<Connection>,
     opened: Instant,
-    /// When bytes last passed, in milliseconds since then.
+    /// When bytes last passed that count, in milliseconds since then.
     last: AtomicU64,
     /// Requests that have not come to their end.
     unfinished: AtomicUsize,
@@ -216,18 +216,25 @@ impl Traffic {
         }
     }
 
-    fn pass(&self) -> Instant {
-        let now = Instant::now();
+    /// Something has passed. While no request is open only what is part of one counts (`on_stream`): a client that sends PING
+    /// frames does not keep a connection for ever.
+    fn pass(&self, on_stream: bool, now: Instant) {
+        if !on_stream && !self.is_open() {
+            return;
+        }
         let since = now.duration_since(self.opened).as_millis();
         let since = u64::try_from(since).unwrap_or(u64::MAX);
         self.last.store(since, Ordering::Relaxed);
-        now
+    }
+
+    fn is_open(&self) -> bool {
+        self.connection.open.load(Ordering::Acquire) > 0
     }
 
     fn look(&self, idle: Duration, draining: bool) -> Look {
         let now = Instant::now();
         let last = self.opened + Duration::from_millis(self.last.load(Ordering::Relaxed));
-        let open = self.connection.open.load(Ordering::Acquire) > 0;
+        let open = self.is_open();
         let unfinished = self.unfinished.load(Ordering::Relaxed);
         if open && unfinished <= self.tunnels.load(Ordering::Relaxed) {
             // It waits for us.
@@ -319,8 +326,10 @@ impl<S> Guard<S> {
 
     /// Looks at what the client sent.
     fn receive(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        let now = self.traffic.pass().into_std();
+        let now = Instant::now();
+        let mut on_stream = self.inward.is_on_stream();
         while let Some(frame) = self.inward.next(&mut bytes) {
+            on_stream |= frame.stream != 0;
             if self.awaited != Awaited::Block {
                 self.deadline = None;
             }
@@ -330,7 +339,7 @@ impl<S> Guard<S> {
                 _ => Awaited::Frame,
             };
             self.follow(&frame);
-            if !self.allowance.receive(&frame, now) {
+            if !self.allowance.receive(&frame, now.into_std()) {
                 let kind = frame.kind.name();
                 log::warn!(
                     "{}: a flood of {kind} frames, closed",
@@ -342,6 +351,7 @@ impl<S> Guard<S> {
         if self.awaited == Awaited::Frame && self.inward.at_boundary() {
             self.awaited = Awaited::Nothing;
         }
+        self.traffic.pass(on_stream, now);
         Ok(())
     }
 
@@ -372,8 +382,9 @@ impl<S> Guard<S> {
 
     /// Looks at what is sent to the client.
     fn send(&mut self, mut bytes: &[u8]) {
-        self.traffic.pass();
+        let mut on_stream = self.outward.is_on_stream();
         while let Some(frame) = self.outward.next(&mut bytes) {
+            on_stream |= frame.stream != 0;
             self.allowance.send(&frame);
             if frame.ends_stream() && !self.unfinished.is_empty() {
                 // Who has the answer need not hear the rest of the request.
@@ -387,6 +398,7 @@ impl<S> Guard<S> {
                 log::warn!("{}: a flood ({why}), closed", name(&self.connection));
             }
         }
+        self.traffic.pass(on_stream, Instant::now());
     }
 
     fn poll_input(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
