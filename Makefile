@@ -6,7 +6,7 @@ CARGO ?= cargo
 # where rustup puts cargo, for the shell that has not been reopened since
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help run test lint fuzz bench soak setup
+.PHONY: help run test lint fuzz bench slow soak setup
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make lint    check formatting, clippy without warnings, and the parsers on some random input'
 	@echo 'make fuzz    the parsers on random input, two minutes each (FUZZ="--seconds 600 request_path")'
 	@echo 'make bench   compare weir with nginx and haproxy on this machine (under ten minutes)'
+	@echo 'make slow    good requests beside 10,000 slow clients, with weir and nginx in turn (six minutes)'
 	@echo 'make soak    reload and replace a busy weir for five minutes, and count what fails (SOAK=seconds)'
 	@echo 'make setup   only install what a build needs'
 
@@ -39,6 +40,11 @@ fuzz: setup
 bench: setup
 	@.ci/setup bench
 	$(CARGO) bench --locked --bench compare -- $(BENCH)
+
+# BENCH as above: make slow BENCH="--rounds 1"
+slow: setup
+	@.ci/setup bench
+	$(CARGO) bench --locked --bench compare -- --slow $(BENCH)
 
 # half an hour, say: make soak SOAK=1800
 soak: SOAK ?= 300

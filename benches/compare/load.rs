@@ -264,7 +264,7 @@ pub fn hold_idle(target: &Target, connections: usize) -> Result<Vec<TcpStream>> 
         .collect()
 }
 
-fn connect(target: &Target) -> Result<TcpStream> {
+pub fn connect(target: &Target) -> Result<TcpStream> {
     let patience = Duration::from_secs(5);
     let stream = TcpStream::connect_timeout(&target.address, patience).context("connect")?;
     stream.set_read_timeout(Some(patience))?;
@@ -274,7 +274,7 @@ fn connect(target: &Target) -> Result<TcpStream> {
 }
 
 /// Sends a request, reads the whole answer (which must be 200 with a length), and gives the connection back.
-fn exchange<S: Read + Write>(mut stream: S, target: &Target, connection: &str) -> Result<S> {
+pub fn exchange<S: Read + Write>(mut stream: S, target: &Target, connection: &str) -> Result<S> {
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n\r\n",
         target.path

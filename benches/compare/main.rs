@@ -10,6 +10,7 @@ mod load;
 mod process;
 mod report;
 mod server;
+mod slow;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,9 @@ struct Options {
     /// How long one measurement lasts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
+    /// Not the comparison: good requests beside so many slow clients (10000), with weir and nginx in turn
+    #[arg(long, value_name = "CLIENTS", num_args = 0..=1, default_missing_value = "10000")]
+    slow: Option<usize>,
     /// Another weir binary than the one just built
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_weir"))]
     weir: PathBuf,
@@ -61,6 +65,9 @@ struct Case {
     servers: &'static [Server],
     access_log: bool,
 }
+
+/// How many connections a server takes in the comparison.
+const CONNECTIONS: usize = 8192;
 
 const PROXIES: &[Server] = &[Server::Weir, Server::Nginx, Server::Haproxy];
 /// haproxy serves no files, and has no access log file of its own (it sends to syslog).
@@ -206,11 +213,9 @@ fn run(options: &Options) -> Result<()> {
     pin_this_process(load_cpu)?;
     raise_file_limit()?;
 
-    let bench = Bench::prepare(&options.weir, server_cpu)?;
+    let connections = options.slow.map_or(CONNECTIONS, |slow| 2 * slow);
+    let bench = Bench::prepare(&options.weir, server_cpu, connections)?;
     let _origin = bench.start_origin()?;
-    let mut report = Report::default();
-    let mut failures = BTreeSet::new();
-
     let mut servers = Vec::from(Server::ALL);
     servers.retain(|server| picked(&options.servers, server.name()));
     servers.retain(|server| {
@@ -220,7 +225,13 @@ fn run(options: &Options) -> Result<()> {
         }
         installed
     });
+    if let Some(slow) = options.slow {
+        servers.retain(|server| WEB_SERVERS.contains(server));
+        return slow::run(&bench, &servers, slow, options.rounds);
+    }
     ensure!(!servers.is_empty(), "no server to measure");
+    let mut report = Report::default();
+    let mut failures = BTreeSet::new();
 
     for round in 1..=options.rounds {
         for case in CASES

@@ -48,6 +48,8 @@ pub struct Bench {
     dir: PathBuf,
     weir: PathBuf,
     cpu: usize,
+    /// How many connections a server takes.
+    connections: usize,
     http: SocketAddr,
     https: SocketAddr,
     companion: SocketAddr,
@@ -74,7 +76,7 @@ impl Running {
 }
 
 impl Bench {
-    pub fn prepare(weir: &Path, cpu: usize) -> Result<Self> {
+    pub fn prepare(weir: &Path, cpu: usize, connections: usize) -> Result<Self> {
         // Below the target directory: what an interrupted run leaves behind goes with `cargo clean`.
         let dir =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("compare-{}", std::process::id()));
@@ -83,6 +85,7 @@ impl Bench {
             dir,
             weir: weir.to_owned(),
             cpu,
+            connections,
             http,
             https,
             companion,
@@ -230,6 +233,7 @@ impl Bench {
             https,
             companion,
             origin,
+            connections,
             ..
         } = self;
         let dir = self.dir.display();
@@ -247,7 +251,7 @@ log: {{ access: {access} }}
 pools:
   origin: {{ backends: ["{origin}"] }}
 listeners:
-  http: {{ bind: "{http}", http: {{ keepalive_requests: 4294967295 }} }}
+  http: {{ bind: "{http}", http: {{ keepalive_requests: 4294967295 }}, limits: {{ connections: {connections} }} }}
   https:
     bind: "{https}"
     http: {{ keepalive_requests: 4294967295 }}
@@ -278,7 +282,7 @@ sites:
         } else {
             "off".to_owned()
         };
-        let head = nginx_head(&self.dir, "nginx");
+        let head = nginx_head(&self.dir, "nginx", self.connections);
         format!(
             r#"{head}
     access_log {access};
@@ -298,6 +302,7 @@ sites:
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;
         root {dir}/www;
+        client_max_body_size 0;
         location /static/ {{ }}
         location / {{
             proxy_pass http://origin;
@@ -350,7 +355,7 @@ backend origin
     }
 
     fn origin_conf(&self) -> String {
-        let head = nginx_head(&self.dir, "origin");
+        let head = nginx_head(&self.dir, "origin", self.connections);
         let origin = self.origin;
         let dir = self.dir.display();
         format!(
@@ -361,6 +366,11 @@ backend origin
         listen {origin} backlog=4096;
         root {dir}/www;
         location = / {{ return 200 "hello from the origin\n"; }}
+        location = /sink {{
+            client_max_body_size 0;
+            client_body_buffer_size 64k;
+            proxy_pass http://{origin}/; # once it has all of the body
+        }}
     }}
 }}
 "#
@@ -375,7 +385,7 @@ impl Drop for Bench {
 }
 
 /// What the nginx under test and the nginx that is the origin have in common; `http` is left open.
-fn nginx_head(dir: &Path, name: &str) -> String {
+fn nginx_head(dir: &Path, name: &str, connections: usize) -> String {
     let dir = dir.display();
     // As root nginx would change to another user, who may not be allowed to read the target directory.
     let user = if nix::unistd::geteuid().is_root() {
@@ -393,7 +403,7 @@ fn nginx_head(dir: &Path, name: &str) -> String {
 pid {dir}/{name}.pid;
 error_log stderr error;
 worker_processes 1;
-events {{ worker_connections 8192; }}
+events {{ worker_connections {connections}; }}
 http {{
 {temporary}    sendfile on;
     tcp_nopush on;
