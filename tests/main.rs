@@ -20,6 +20,7 @@ mod auth; // auth_basic, auth_request, jwt, signed_url
 mod balance; // who gets a request
 mod body_limit; // bodies that are too large
 mod buffer_request; // bodies that are received before a backend is asked
+mod buffer_response; // answers that are read ahead of slow clients
 mod changing_files; // truncated, replaced, renamed and closed while they are served
 mod compress; // answers in a content coding
 mod cors; // cors, referer, maintenance

@@ -175,6 +175,12 @@ const ROWS: &[Row] = &[
         passes: "{ read: 20s, total: 30s }",
         ..ROW
     },
+    // its part is in tests/buffer_response.rs
+    Row {
+        key: "buffer_response",
+        passes: "1MiB",
+        ..ROW
+    },
     Row {
         key: "limit_rate",
         passes: "{ rate: 1GiB }",

@@ -68,6 +68,8 @@ pub struct Cx {
     /// What the route says in place of `timeouts.read` and `timeouts.total` of the pool.
     pub read_timeout: Option<Duration>,
     pub total_timeout: Option<Duration>,
+    /// How many bytes of a backend's answer are to be read ahead of the client; 0: as few as need be.
+    pub read_ahead: usize,
     /// Every try to reach a backend, in order.
     pub tries: Vec<Try>,
     /// Fields of the last backend's header as it came, as far as variables ask for them.
@@ -136,6 +138,7 @@ impl Cx {
             pace: None,
             read_timeout: None,
             total_timeout: None,
+            read_ahead: 0,
             tries: Vec::new(),
             upstream: None,
             status: 0,
@@ -162,6 +165,7 @@ impl Cx {
         self.pace = None;
         self.read_timeout = None;
         self.total_timeout = None;
+        self.read_ahead = 0;
         self.vouched.clear();
         self.claims.clear();
     }

@@ -16,6 +16,7 @@ pub mod auth_basic;
 pub mod auth_request;
 pub mod body_limit;
 pub mod buffer_request;
+pub mod buffer_response;
 pub mod compress;
 pub mod cookies;
 pub mod cors;
@@ -59,6 +60,7 @@ use auth_basic::AuthBasic;
 use auth_request::AuthRequest;
 use body_limit::BodyLimit;
 use buffer_request::BufferRequest;
+use buffer_response::BufferResponse;
 use compress::Compress;
 use cookies::Cookies;
 use cors::Cors;
@@ -389,6 +391,9 @@ registry! {
     rewrite => Rewrite,
     /// How long to wait for backends.
     timeouts => Timeouts,
+    /// How far ahead of its client an answer is read.
+    // beside `timeouts`: both are about the connection to the backend
+    buffer_response => BufferResponse,
     /// How fast an answer goes to its client.
     limit_rate => LimitRate,
     /// Own pages for errors.

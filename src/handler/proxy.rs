@@ -167,6 +167,7 @@ impl Proxy {
             outlet: Some(outlet(session.req_header(), cx)),
             deadline,
             read: cx.read_timeout,
+            read_ahead: cx.read_ahead,
             ends: ends(cx),
         };
         if let Again::Next { reused } = attempts.again {

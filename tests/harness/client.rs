@@ -493,8 +493,14 @@ impl Dialogue {
         self.body.send_data(part, end).map_err(io::Error::other)
     }
 
-    /// The next part of the answer; `None` at its end.
+    /// The next part of the answer, a text; `None` at its end.
     pub fn hear(&mut self) -> io::Result<Option<String>> {
+        let part = self.hear_bytes()?;
+        Ok(part.map(|part| to_text(&part)))
+    }
+
+    /// The next part of the answer; `None` at its end.
+    pub fn hear_bytes(&mut self) -> io::Result<Option<Bytes>> {
         within_silence(async {
             if let Some(response) = self.response.take() {
                 self.answer = Some(response.await.map_err(io::Error::other)?.into_body());
@@ -505,7 +511,7 @@ impl Dialogue {
                 let _ = answer.flow_control().release_capacity(part.len());
                 // the end may be a frame of its own
                 if !part.is_empty() {
-                    return Ok(Some(to_text(&part)));
+                    return Ok(Some(part));
                 }
             }
             Ok(None)

@@ -15,6 +15,7 @@
 mod framing;
 mod idle;
 mod line;
+mod pump;
 mod stock;
 mod timeouts;
 mod tls;
@@ -185,6 +186,8 @@ pub struct Needs {
     pub deadline: Option<Instant>,
     /// How long to wait for the backend, in place of what the pool says.
     pub read: Option<Duration>,
+    /// How many bytes of an answer over HTTP/1 are read ahead of a slow client; 0: as few as need be.
+    pub read_ahead: usize,
     /// The client's connection, for a backend that is told of it.
     pub ends: Option<Ends>,
 }

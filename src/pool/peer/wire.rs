@@ -16,6 +16,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::framing::Framing;
 use super::line::{Line, Phase};
+use super::pump::Pump;
 
 /// A connection, whoever uses it.
 pub(super) struct Link {
@@ -73,6 +74,14 @@ impl Link {
                 Ok(theirs.into())
             }
         }
+    }
+
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io.poll_read(cx, buf)
     }
 
     /// Ready when it is `deadline`.
@@ -165,8 +174,12 @@ async fn relay(ours: UnixStream, backend: Box<SslStream<Stream>>) {
 /// A connection in use by one request.
 #[derive(Debug)]
 pub(super) struct Wire {
-    /// Until it goes back to the idle ones.
+    /// Until it goes back to the idle ones, or is read by a task of its own.
     link: Option<Link>,
+    /// What reads it then.
+    pump: Option<Pump>,
+    /// Whether some of the answer was read.
+    begun: bool,
     line: Arc<Line>,
     wait: Wait,
     /// Whether the answer may be read already.
@@ -217,16 +230,48 @@ impl Wire {
             framing: Framing::default(),
             broken: false,
             link: Some(link),
+            pump: None,
+            begun: false,
             line,
             free: false,
         }
     }
 
+    /// The connection, whoever reads it.
+    fn with_link<T>(&mut self, work: impl FnOnce(&mut Link) -> T) -> Option<T> {
+        match (&mut self.link, &self.pump) {
+            (Some(link), _) => Some(work(link)),
+            (None, Some(pump)) => pump.with_link(work),
+            (None, None) => None,
+        }
+    }
+
+    /// There is more of the answer than came at once. If the request says so, it is read whether or not anybody asks for it.
+    fn read_ahead(&mut self) {
+        let needs = &self.line.needs;
+        if needs.read_ahead > 0
+            && !needs.upgrade
+            && let Some(link) = self.link.take()
+        {
+            self.pump = Some(Pump::start(link, needs.read_ahead));
+        }
+    }
+
+    fn poll_read_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        most: usize,
+    ) -> Poll<io::Result<()>> {
+        match (&mut self.link, &self.pump) {
+            (Some(link), _) => link.io.poll_read_piece(cx, buf, most),
+            (None, Some(pump)) => pump.poll_read(cx, buf, most),
+            (None, None) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Fails the wait when it is too long: for the backend, or for the client, which may owe the rest of its body.
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(link) = &mut self.link else {
-            return Poll::Ready(Ok(()));
-        };
         let phase = self.line.phase();
         if phase != self.wait.phase {
             self.wait = Wait { phase, since: None };
@@ -248,7 +293,8 @@ impl Wire {
         let Some(deadline) = backend.into_iter().chain(client).min() else {
             return Poll::Pending;
         };
-        ready!(link.poll_deadline(cx, deadline));
+        let passed = self.with_link(|link| link.poll_deadline(cx, deadline));
+        ready!(passed.unwrap_or(Poll::Ready(())));
         match client == Some(deadline) {
             true => self.line.give_up(),
             false => self.line.expire(),
@@ -264,11 +310,11 @@ impl AsyncRead for Wire {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let Some(link) = &mut this.link else {
-            return Poll::Ready(Ok(()));
-        };
         if is_last_look(cx, buf) {
-            this.free = link.is_idle();
+            if let Some(pump) = this.pump.take() {
+                this.link = pump.stop();
+            }
+            this.free = this.link.as_mut().is_some_and(Link::is_idle);
             // To Pingora it is closed: keeping it is ours.
             return Poll::Ready(Ok(()));
         }
@@ -283,17 +329,24 @@ impl AsyncRead for Wire {
         if this.broken {
             return Poll::Ready(Err(no_chunk()));
         }
+        if this.begun {
+            this.read_ahead();
+        }
         let before = buf.filled().len();
         let Some(most) = this.line.next_piece(cx) else {
             // It is not the backend that is waited for.
             this.wait.since = None;
             return Poll::Pending;
         };
-        let read = link.io.poll_read_piece(cx, buf, most);
+        let read = this.poll_read_piece(cx, buf, most);
         this.line.read(buf.filled().len() - before);
         match read {
             Poll::Ready(read) => {
                 let count = buf.filled().len() - before;
+                this.begun = true;
+                if count == most {
+                    this.read_ahead();
+                }
                 let good = this.framing.pass(&buf.filled()[before..]);
                 if good < count {
                     buf.set_filled(before + good);
@@ -334,10 +387,9 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let Some(link) = &mut this.link else {
+        let Some(written) = this.with_link(|link| link.io.poll_write(cx, bytes)) else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let written = link.io.poll_write(cx, bytes);
         match written.is_ready() {
             true => this.wait.since = None,
             false => this.line.pause(),
@@ -347,10 +399,10 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let Some(link) = &mut this.link else {
+        let Some(flushed) = this.with_link(|link| link.io.poll_flush(cx)) else {
             return Poll::Ready(Ok(()));
         };
-        ready!(link.io.poll_flush(cx))?;
+        ready!(flushed)?;
         if let Gate::Closed { flushes, reader } = &mut this.gate {
             *flushes -= 1;
             if *flushes == 0 {
@@ -363,10 +415,9 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().link {
-            Some(link) => link.io.poll_shutdown(cx),
-            None => Poll::Ready(Ok(())),
-        }
+        let this = self.get_mut();
+        let down = this.with_link(|link| link.io.poll_shutdown(cx));
+        down.unwrap_or(Poll::Ready(Ok(())))
     }
 }
 
