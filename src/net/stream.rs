@@ -359,13 +359,14 @@ impl ClientStream {
 
     /// Sends as much as the socket takes now of what waits.
     fn push_out(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.unsent.is_empty() {
-            true => Ok(()),
-            false => match self.poll_send(cx, &[]) {
-                Poll::Ready(Err(e)) => Err(e),
-                _ => Ok(()),
-            },
+        if !self.unsent.is_empty()
+            && let Poll::Ready(sent) = self.poll_send(cx, &[])
+        {
+            // A write that was given up while it waited says nothing any more.
+            let _ = self.tell(Poll::Ready(()));
+            sent?;
         }
+        Ok(())
     }
 
     /// Writes what waits, then `more`; ready with how much of `more` the socket took, once nothing waits.
