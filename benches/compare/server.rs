@@ -405,7 +405,8 @@ error_log stderr error;
 worker_processes 1;
 events {{ worker_connections {connections}; }}
 http {{
-{temporary}    sendfile on;
+{temporary}    client_header_timeout 10s; # weir's default, which slow clients feel
+    sendfile on;
     tcp_nopush on;
     keepalive_requests 1000000000;"
     )
