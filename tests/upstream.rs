@@ -626,3 +626,25 @@ fn crumbs_of_cookies_are_joined_for_http1() {
         .expect("an answer");
     assert_eq!(app.request().headers().all("cookie"), ["a=1; b=2"]);
 }
+
+#[test]
+fn client_that_takes_nothing_does_not_hold_up_those_who_share_its_connection() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start_pool("{ backends: ['{app}'], protocol: h2c }");
+    assert_eq!(weir.get("/").status, 200);
+    let stalled = (0..4).map(|_| {
+        let mut client = weir.connect();
+        client.send_request(&get("/large")).expect("send");
+        client
+    });
+    let stalled: Vec<_> = stalled.collect();
+    for _ in 0..500 {
+        assert_eq!(weir.get("/").status, 200);
+    }
+    assert!(app.connections() <= 2, "they share");
+    // and they get all of it when they take it
+    for mut client in stalled {
+        let answer = client.read_counting().expect("an answer");
+        assert_eq!((answer.length, answer.complete), (64 << 20, true));
+    }
+}

@@ -11,7 +11,7 @@
 //!
 //! Memory is taken only for what a client leaves waiting, so that it costs at most the size times the number of clients that
 //! are slower than their backends. Nothing goes to disk (nginx: `proxy_max_temp_file_size 0`). WebSockets pass as
-//! without it, and events come at once as always. A backend of HTTP/2 has no use for it, which may send 8 MiB ahead in any case, as much as its windows are.
+//! without it, and events come at once as always. A backend of HTTP/2 has no use for it: it may send 256 KiB ahead in any case, as much as its window is.
 
 use std::time::SystemTime;
 

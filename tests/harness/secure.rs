@@ -238,7 +238,8 @@ async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin, facts: &str, skills:
     }
 }
 
-/// An answer with trailers, as gRPC has it; below `/404` with that status, and at `/empty` a header that is all.
+/// An answer with trailers, as gRPC has it; below `/404` with that status, at `/large` with 64 MiB, and at `/empty` a header
+/// that is all.
 async fn answer(
     request: Request<h2::RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -266,6 +267,11 @@ async fn answer(
             let part = part?;
             parts.flow_control().release_capacity(part.len())?;
             body.send_data(part, false)?;
+        }
+    } else if path == "/large" {
+        let part = Bytes::from_static(&[0; 1 << 20]);
+        for _ in 0..64 {
+            body.send_data(part.clone(), false)?;
         }
     } else {
         body.send_data(Bytes::from(format!("h2 {facts}")), false)?;

@@ -64,6 +64,10 @@ pub enum Protocol {
 
 /// How many requests share an HTTP/2 connection, if the backend allows as many.
 const STREAMS: usize = 128;
+/// How much of its answer each of them may leave to wait, and all together: were that less than all of them, clients that take
+/// nothing would hold up the others. Pingora has 8 MiB for each and for all.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
 /// What the key of Pingora's HTTP/2 connections is changed by, so that none of those is taken.
 const FRESH: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -265,6 +269,8 @@ impl Dialer {
             // Pingora's way to say: HTTP/2 without TLS. What there is of TLS is in the stream.
             peer.options.set_http_version(2, 2);
             peer.options.max_h2_streams = STREAMS;
+            peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
+            peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
             if self.stock.is_secure() {
                 // For Pingora it ends in a pair of sockets: the address that it takes to be anybody's.
                 peer._address = SocketAddr::Inet((Ipv4Addr::UNSPECIFIED, 0).into());
