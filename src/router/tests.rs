@@ -369,7 +369,7 @@ fn an_unknown_key_is_refused_at_its_place() {
         (
             "request_id: { trust: 1 }",
             "request_id.trust",
-            "invalid type: integer `1`, expected a boolean",
+            "invalid type: integer `1`, expected `true`, `false` or a list of networks",
         ),
         (
             "routes: [x]",
