@@ -6,7 +6,6 @@
 //! `access_log`) are not here: what they cost is not spent in the chain.
 
 use std::hint::black_box;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -45,7 +44,7 @@ const POLICIES: [(&str, &str); 20] = [
         "{ key: $remote_addr, rate: 1000000/s, burst: 1000000 }",
     ),
     ("limit_conn", "{ key: $remote_addr, max: 1000 }"),
-    ("maintenance", "{ file: /nonexistent/maintenance }"),
+    ("maintenance", "{ file: {dir}/maintenance }"),
     (
         "cors",
         "{ origins: ['https://app.example'], methods: [PUT] }",
@@ -56,13 +55,13 @@ const POLICIES: [(&str, &str); 20] = [
         "jwt",
         "{ secret: 0123456789abcdef0123456789abcdef, token: $http_x_token }",
     ),
-    ("auth_basic", "{ users: {users} }"),
+    ("auth_basic", "{ users: {dir}/htpasswd }"),
     (
         "rewrite",
         "{ strip_prefix: /api, query: { remove: ['utm_*'] } }",
     ),
     ("timeouts", "{ read: 10s }"),
-    ("limit_rate", "1GiB"),
+    ("limit_rate", "{ rate: 1GiB }"),
     ("decompress", "true"),
     (
         "sub_filter",
@@ -112,8 +111,7 @@ struct Round {
 
 impl Round {
     fn new(policies: &str) -> Round {
-        let users = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/htpasswd");
-        let policies = policies.replace("{users}", &users.display().to_string());
+        let policies = policies.replace("{dir}", concat!(env!("CARGO_MANIFEST_DIR"), "/conf"));
         let filters: Filters = serde_yaml::from_str(&policies).expect("policies");
         let sources = Sources::default();
         let mut b = Build::new(&sources);
