@@ -120,6 +120,15 @@ impl Bench {
         self.wait_for(command, "origin", self.origin)
     }
 
+    /// The origin itself, with no server before it.
+    pub fn origin_target(&self, path: &'static str) -> Target {
+        Target {
+            address: self.origin,
+            path,
+            tls: false,
+        }
+    }
+
     pub fn start(&self, server: Server, access_log: bool) -> Result<Running> {
         let conf = self.dir.join(conf_name(server, access_log));
         let mut command = Command::new("taskset");

@@ -51,7 +51,7 @@ pub fn run(bench: &Bench, servers: &[Server], slow: usize, rounds: u32) -> Resul
     for round in 1..=rounds {
         for server in servers {
             let running = bench.start(*server, false)?;
-            let sample = measure(&running, slow)
+            let sample = measure(&running, &bench.origin_target("/"), slow)
                 .with_context(|| format!("{} in round {round}", server.name()))?;
             println!("{:<7} {sample}", server.name());
         }
@@ -63,6 +63,8 @@ struct Sample {
     alone: Times,
     coming: Times,
     beside: Times,
+    /// Beside all of them as well, but straight from the origin: what the load and its core add by themselves.
+    past: Times,
     /// Of a core, while all are there.
     cpu: f64,
     /// Bytes that the slow ones have added.
@@ -78,11 +80,12 @@ impl fmt::Display for Sample {
         let [headers, bodies, readers] = self.open;
         write!(
             f,
-            "alone {}   coming {}   beside {}   p99 x {:.1}, x {:.1}   CPU {:.0}%   {:.0} MB more   \
+            "alone {}   coming {}   beside {}   past it {}   p99 x {:.1}, x {:.1}   CPU {:.0}%   {:.0} MB more   \
              in the end {headers} headers, {bodies} bodies, {readers} readers; {} thrown out",
             self.alone,
             self.coming,
             self.beside,
+            self.past,
             self.coming.p99.as_secs_f64() / self.alone.p99.as_secs_f64(),
             self.beside.p99.as_secs_f64() / self.alone.p99.as_secs_f64(),
             self.cpu * 100.0,
@@ -92,7 +95,7 @@ impl fmt::Display for Sample {
     }
 }
 
-fn measure(server: &Running, slow: usize) -> Result<Sample> {
+fn measure(server: &Running, origin: &Target, slow: usize) -> Result<Sample> {
     let target = server.target("/", Door::Plain);
     light_load(&target, Duration::from_secs(1)); // not counted: pools and caches fill
     let alone = light_load(&target, ALONE);
@@ -103,10 +106,12 @@ fn measure(server: &Running, slow: usize) -> Result<Sample> {
     let cpu = server.process.cpu()?;
     let beside = light_load(&target, BESIDE);
     let cpu = server.process.cpu()?.saturating_sub(cpu);
+    let past = light_load(origin, ALONE);
     Ok(Sample {
         alone,
         coming,
         beside,
+        past,
         cpu: cpu.as_secs_f64() / BESIDE.as_secs_f64(),
         memory: server.process.memory()?.saturating_sub(memory),
         open: crowd.open(),
