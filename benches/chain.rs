@@ -2,8 +2,9 @@
 //!
 //! One round is what a proxied request spends in its chain: the request, the header that goes to the backend, the header
 //! of the answer, and a body of 1 KiB in one piece. `none` is the same without a policy; what a policy costs is the
-//! difference. Policies that ask another server (`auth_request`, `mirror`) or take part in no phase (`errors`,
-//! `access_log`) are not here: what they cost is not spent in the chain.
+//! difference. Policies that ask another server (`auth_request`, `mirror`) or whose work is done elsewhere (`errors`, `access_log`,
+//! `buffer_request`, `buffer_response`) are not here: what they cost is not spent in the chain. Nor is `signed_url`, one hash
+//! like that of `jwt`.
 
 use std::hint::black_box;
 use std::pin::pin;

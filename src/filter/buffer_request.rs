@@ -53,6 +53,8 @@ const fn default_memory() -> Size {
 const LEAST: Size = Size::new(16 << 10);
 
 impl FromShort for Fields {
+    const EXPECTING: &'static str = "a size such as `64KiB`, or a map";
+
     fn from_short(text: &str) -> Result<Fields, String> {
         Ok(Fields {
             memory: text.parse()?,

@@ -12,6 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What the short form stands for.
 pub trait FromShort: Sized {
+    /// What may be written, for whoever writes something else.
+    const EXPECTING: &'static str = "a string or a map";
+
     /// Reads the short form; the error is a message in the manner of [`crate::issue::Issue`].
     fn from_short(text: &str) -> Result<Self, String>;
 }
@@ -39,7 +42,7 @@ impl<'de, T: Deserialize<'de> + FromShort> Visitor<'de> for TextOrMap<T> {
     type Value = Short<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or a map")
+        f.write_str(T::EXPECTING)
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
