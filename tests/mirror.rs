@@ -141,6 +141,37 @@ fn a_pool_that_speaks_http2_gets_copies_too() {
 }
 
 #[test]
+fn each_of_several_pools_gets_copies_of_its_own() {
+    let (app, one, other) = (
+        Origin::fixed("app"),
+        Origin::fixed("one"),
+        Origin::fixed("other"),
+    );
+    let setup = Weir::with("app", &app).with("one", &one);
+    let weir = setup.with("other", &other).start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools: { app: { backends: ['{app}'] }, one: { backends: ['{one}'] }, other: { backends: ['{other}'] } }
+        sites:
+          main:
+            hosts: ['*']
+            mirror: [one, { pool: other }, { pool: other, share: 0% }]
+            routes:
+              - { match: { path: /one }, mirror: one, proxy: app }
+              - proxy: app
+        ",
+    );
+    assert_eq!(weir.fetch(&post("/all", "hello")).text(), "app");
+    for pool in [&one, &other] {
+        assert_eq!(copy(pool).body, b"hello");
+    }
+    assert_eq!(weir.fetch(&post("/one", "again")).text(), "app");
+    assert_eq!(requests(&one, 2)[1].body, b"again");
+    assert_eq!(weir.fetch(&post("/all", "at last")).text(), "app");
+    assert_eq!(requests(&other, 2)[1].body, b"at last");
+}
+
+#[test]
 fn answers_leave_the_connection_for_the_next_copy() {
     let app = Origin::fixed("app");
     let shadow = Origin::start(Behaviour::Big(300_000));

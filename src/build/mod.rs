@@ -13,7 +13,7 @@ use http::HeaderName;
 
 use crate::issue::{At, Issue, Issues, Sources};
 use crate::pool::Pool;
-use crate::value::Cidr;
+use crate::value::{Cidr, OneOrMany};
 
 /// When in a request's life a text is rendered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,6 +131,15 @@ impl<'a> Build<'a> {
     /// Whether anything has asked for the pool of that name.
     pub fn uses_pool(&self, name: &str) -> bool {
         self.used_pools.contains(name)
+    }
+
+    /// Whether a policy has something in its list; an issue says that it wants `what`, for what does nothing is a mistake.
+    pub fn is_filled<T>(&mut self, at: &At<'_>, list: &OneOrMany<T>, what: &str) -> bool {
+        if list.0.is_empty() {
+            self.error(at, format!("needs at least one {what}"))
+                .hint("`off` takes away what a farther level says");
+        }
+        !list.0.is_empty()
     }
 
     /// The pool of that name, or an issue with a suggestion.

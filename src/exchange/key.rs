@@ -10,21 +10,6 @@ use ahash::RandomState;
 use super::vars::{Piece, Stage, Text, Var, View};
 use crate::build::Build;
 use crate::issue::At;
-use crate::value::OneOrMany;
-
-/// The limits of a policy, if there are any.
-pub fn not_empty<'a, T>(
-    limits: &'a OneOrMany<T>,
-    at: &At<'_>,
-    b: &mut Build<'_>,
-) -> Option<&'a OneOrMany<T>> {
-    if limits.0.is_empty() {
-        b.error(at, "needs at least one limit")
-            .hint("`off` takes away what a farther level says");
-        return None;
-    }
-    Some(limits)
-}
 
 /// The text of a key, which is known when a limit is applied.
 pub fn compile(at: &At<'_>, text: &str, b: &mut Build<'_>) -> Option<Text> {

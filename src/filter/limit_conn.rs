@@ -111,8 +111,10 @@ impl Filter for LimitConn {
 
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<LimitConn> {
-        let limits = key::not_empty(&self.0, at, b)?;
-        let limits = limits.map_at(at, |limit, at| limit.compile(at, b));
+        if !b.is_filled(at, &self.0, "limit") {
+            return None;
+        }
+        let limits = self.0.map_at(at, |limit, at| limit.compile(at, b));
         let limits: Option<Vec<_>> = limits.into_iter().collect();
         limits.map(|limits| LimitConn(limits.into()))
     }

@@ -15,6 +15,8 @@
 //! It goes out when the request does, once, however often that is tried again; so where no backend can be reached there is
 //! none. Requests that another policy answers or refuses are not copied, nor those for another protocol, as a WebSocket. Where the action answers by itself
 //! (`files`, `respond` and so on) nobody reads the body: requests without one are copied there too.
+//!
+//! A list sends copies to several pools, each with a share, a number and a buffer of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,12 +38,16 @@ use crate::net::crowd::Occasions;
 use crate::pool::ask::Asker;
 use crate::pool::ask::copy::{self, Body, Feed, Unfed};
 use crate::pool::{Choice, Ends, Needs, Pool};
-use crate::value::{Ratio, Size, Span};
+use crate::value::{FromShort, OneOrMany, Ratio, Short, Size, Span};
 
-/// Sends a copy of requests to another pool.
+/// Where copies of requests go: to one pool, or a list of them. nginx: `mirror`.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Config(OneOrMany<Short<TargetConfig>>);
+
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
+pub struct TargetConfig {
     /// Name of the pool that gets the copies. nginx: `mirror`.
     pool: String,
     /// Of how many requests, chosen at random. Default `100%`.
@@ -64,7 +70,10 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub struct Mirror {
+pub struct Mirror(Box<[Target]>);
+
+#[derive(Debug)]
+struct Target {
     pool: Arc<Pool>,
     share: f64,
     max: usize,
@@ -78,8 +87,16 @@ impl Filter for Mirror {
     async fn request(&self, cx: &mut Cx, _request: &RequestHeader, _wall: SystemTime) -> Flow {
         // that of a route whose action led on to another one
         cx.slots.take::<Slot>();
-        if is_chosen(self.share, fastrand::f64()) {
-            cx.slots.put(Slot(Mutex::new(Progress::Chosen)));
+        let drawn = self
+            .0
+            .iter()
+            .map(|target| match is_chosen(target.share, fastrand::f64()) {
+                true => Progress::Chosen,
+                false => Progress::Over,
+            });
+        let copies: Box<[Progress]> = drawn.collect();
+        if copies.iter().any(Progress::is_chosen) {
+            cx.slots.put(Slot(Mutex::new(copies)));
         }
         Flow::Continue
     }
@@ -91,22 +108,24 @@ impl Filter for Mirror {
         upstream: &mut RequestHeader,
         _wall: SystemTime,
     ) {
-        let Some(Slot(progress)) = cx.slots.get() else {
+        let Some(Slot(copies)) = cx.slots.get() else {
             return;
         };
-        let mut progress = progress.lock();
-        if !matches!(*progress, Progress::Chosen) {
-            return;
+        for (target, progress) in self.0.iter().zip(copies.lock().iter_mut()) {
+            if progress.is_chosen() {
+                *progress = match target.start(cx, upstream) {
+                    Some(feed) => Progress::Going { feed, passed: 0 },
+                    None => Progress::Over,
+                };
+            }
         }
-        *progress = match self.start(cx, upstream) {
-            Some(feed) => Progress::Going { feed, passed: 0 },
-            None => Progress::Over,
-        };
     }
 
     fn request_body(&self, cx: &Cx, body: &mut Option<Bytes>, end: bool) -> Result<(), Failure> {
-        if let Some(Slot(progress)) = cx.slots.get() {
-            self.pass(&mut progress.lock(), cx, body.as_ref(), end);
+        if let Some(Slot(copies)) = cx.slots.get() {
+            for (target, progress) in self.0.iter().zip(copies.lock().iter_mut()) {
+                target.pass(progress, cx, body.as_ref(), end);
+            }
         }
         Ok(())
     }
@@ -117,8 +136,8 @@ fn is_chosen(share: f64, drawn: f64) -> bool {
     drawn < share
 }
 
-/// What there is of the copy of one request.
-struct Slot(Mutex<Progress>); // nobody waits for the lock: it only makes sharable what is not shared
+/// What there is of the copies of one request, one for each target.
+struct Slot(Mutex<Box<[Progress]>>); // nobody waits for the lock: it only makes sharable what is not shared
 
 enum Progress {
     /// The request is to be copied.
@@ -131,7 +150,13 @@ enum Progress {
     Over,
 }
 
-impl Mirror {
+impl Progress {
+    fn is_chosen(&self) -> bool {
+        matches!(self, Progress::Chosen)
+    }
+}
+
+impl Target {
     /// Sends the copy on its way; what is returned takes its body, if it has one.
     fn start(&self, cx: &Cx, upstream: &RequestHeader) -> Option<Feed> {
         let request = copied(upstream)?;
@@ -308,6 +333,31 @@ impl Drop for Place {
 
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Mirror> {
+        if !b.is_filled(at, &self.0, "pool") {
+            return None;
+        }
+        let targets = self.0.map_at(at, |target, at| target.compile(at, b));
+        let targets: Option<Vec<_>> = targets.into_iter().collect();
+        targets.map(|targets| Mirror(targets.into()))
+    }
+}
+
+impl FromShort for TargetConfig {
+    const EXPECTING: &'static str = "a pool, a map or a list of them";
+
+    fn from_short(pool: &str) -> Result<TargetConfig, String> {
+        Ok(TargetConfig {
+            pool: pool.to_owned(),
+            share: None,
+            max: None,
+            buffer: None,
+            timeout: None,
+        })
+    }
+}
+
+impl TargetConfig {
+    fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Target> {
         let pool = b.pool(&at.key("pool"), &self.pool);
         let share = self.share.unwrap_or(DEFAULT_SHARE);
         let max = self.max.unwrap_or(DEFAULT_MAX);
@@ -328,7 +378,7 @@ impl Config {
             b.error(&at.key("timeout"), "`timeout` must be longer than zero");
         }
         let name = at.to_path().to_string();
-        Some(Mirror {
+        Some(Target {
             pool: pool?,
             share: share.get(),
             max,
