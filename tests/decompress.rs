@@ -169,6 +169,10 @@ fn what_is_broken_does_not_seem_whole() {
             }
         }
     }
+    // the backend's fault, and told as that
+    for line in weir.access_lines(4 * CODINGS.len()) {
+        assert!(line.ends_with(" upstream_protocol"), "{line}");
+    }
 }
 
 #[test]

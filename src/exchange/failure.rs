@@ -82,7 +82,7 @@ pub enum Failure {
     UpstreamReset,
     /// The backend was silent for longer than `timeouts.read` or took nothing for longer than `timeouts.write`.
     UpstreamTimeout,
-    /// The backend's answer is not HTTP.
+    /// The backend's answer is not HTTP, or its body is not in the coding that its header says.
     UpstreamProtocol,
     /// The listener has as many connections as it takes.
     ListenerFull,

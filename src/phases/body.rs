@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use pingora::http::ResponseHeader;
 use pingora::modules::http::{HttpModule, HttpModuleBuilder, HttpModules, Module};
-use pingora::{ErrorType, OrErr, Result};
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use crate::exchange::Transforms;
@@ -56,10 +56,10 @@ impl HttpModuleBuilder for Builder {
 
 impl Changing {
     fn pass(&mut self, piece: Bytes, then: Then) -> Result<Option<Bytes>> {
-        let passed = self
-            .transforms
-            .pass(piece, then)
-            .or_err(ErrorType::InternalError, "changing a body")?;
+        let passed = self.transforms.pass(piece, then).map_err(|e| {
+            // The backend's fault: the body is not what its header says.
+            Error::because(ErrorType::InvalidHTTPHeader, "changing a body", e).into_up()
+        })?;
         Ok((!passed.is_empty()).then_some(passed))
     }
 
