@@ -703,14 +703,16 @@ fn of_root_only_the_right_to_low_ports_is_kept() {
     let user = nix::unistd::User::from_name("nobody");
     let user = user.expect("users are known").expect("there is `nobody`");
     let setup = Setup::new();
-    // an address of this test alone: low ports cannot be reserved
+    // addresses of this run alone: low ports cannot be reserved
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let own = |port: u16| format!("127.83.{high}.{low}:{port}");
     let document = |binds: &str| {
         format!("user: nobody\nlisteners: {{ http: {{ bind: [{binds}] }} }}\n")
             + "log: { access: { file: '{dir}/access.log' }, error: { file: '{dir}/error.log' } }\n"
             + "sites: { main: { hosts: ['*'], routes: [{ respond: { body: here } }] } }\n"
     };
-    let first = "'127.0.0.1:{http}', '127.83.7.1:81'";
-    setup.write_config(&document(first));
+    let first = format!("'127.0.0.1:{{http}}', '{}'", own(81));
+    setup.write_config(&document(&first));
     nix::unistd::chown(setup.dir(), Some(user.uid), None).expect("give the folder away");
     let mut parent = setup.spawn(&["-d"]);
     assert!(
@@ -721,15 +723,15 @@ fn of_root_only_the_right_to_low_ports_is_kept() {
     let old = Daemon::find(&setup);
     assert_unprivileged(&old, &user);
     // opened by whoever is no longer root
-    setup.write_config(&document(&format!("{first}, '127.83.7.2:82'")));
+    setup.write_config(&document(&format!("{first}, '{}'", own(82))));
     let run = setup.run(&["reload", "-c", "weir.yaml"]);
     assert_eq!(run.status, 0, "{run:?}");
-    let serves = |address: &str| {
+    let serves = |address: String| {
         let connection = Connection::tcp(address.parse().expect("an address"));
         let answer = connection.expect("it listens").fetch(&get("/"));
         assert_eq!(answer.expect("an answer").text(), "here");
     };
-    serves("127.83.7.2:82");
+    serves(own(82));
     fs::rename(setup.dir().join("access.log"), setup.dir().join("access.1")).expect("rotate");
     old.signal(Signal::SIGUSR1);
     eventually(PATIENCE, || setup.dir().join("access.log").exists());
@@ -738,8 +740,8 @@ fn of_root_only_the_right_to_low_ports_is_kept() {
     let new = Daemon::find(&setup);
     assert_unprivileged(&new, &user);
     eventually(PATIENCE, || !old.is_running());
-    for address in ["127.83.7.1:81", "127.83.7.2:82"] {
-        serves(address);
+    for port in [81, 82] {
+        serves(own(port));
     }
     // by hand, as root: the running process, which is not, finds the socket
     let mut parent = setup.spawn(&["-u", "-d"]);
