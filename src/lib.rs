@@ -36,6 +36,7 @@ pub mod http;
 pub mod issue;
 pub mod value;
 // layer 1: machinery; each owns its raw `Config` and its compiled type
+pub mod disk;
 pub mod net;
 pub mod pool;
 pub mod tls;

@@ -39,11 +39,7 @@ fn sink() -> Origin {
 
 /// How many bodies are in files now.
 fn spilled(weir: &Weir) -> usize {
-    let files = fs::read_dir(format!("/proc/{}/fd", weir.pid())).expect("the process is running");
-    let folder = weir.dir().join("bodies");
-    let is_body = |link: &std::path::PathBuf| link.starts_with(&folder);
-    let links = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
-    links.filter(is_body).count()
+    weir.open_files_in("bodies")
 }
 
 /// What no piece of which is like another.

@@ -161,7 +161,8 @@ impl Check {
 }
 
 fn start(backend: &Backend) -> Weir {
-    Weir::with("app", backend.address).allow("").start(
+    let setup = Weir::with("app", backend.address).allow("");
+    setup.file("bodies/.keep", "").start(
         "
         listeners: { http: { bind: '127.0.0.1:{http}' } }
         pools: { app: { backends: ['{app}'], timeouts: { read: 500ms } } }
@@ -170,6 +171,8 @@ fn start(backend: &Backend) -> Weir {
             hosts: ['*']
             routes:
               - { match: { path: /plain }, proxy: app }
+              - { match: { path: /disk }, buffer_response: { memory: 64KiB, disk: 64MiB, dir: bodies }, proxy: app }
+              - { match: { path: /little }, buffer_response: { memory: 64KiB, disk: 64MiB, dir: bodies, max: 4MiB }, proxy: app }
               - { buffer_response: 64MiB, proxy: app }
         ",
     )
@@ -198,6 +201,52 @@ fn backend_is_done_before_its_client_has_begun_to_read() {
         let expected = if framing == Framing::Close { 2 } else { 1 };
         assert_eq!(backend.connections(), expected, "{framing:?}");
     }
+}
+
+#[test]
+fn disk_holds_what_memory_does_not() {
+    for framing in [Framing::Length, Framing::Close, Framing::Chunks(4096)] {
+        let backend = Backend::start(framing);
+        let weir = start(&backend);
+        let mut connection = weir.connect();
+        let before = weir.peak_memory();
+        for _ in 0..2 {
+            connection.send_request(&get("/disk")).expect("send");
+            eventually(PATIENCE, || backend.written() == LENGTH);
+            let grown = weir.peak_memory() - before;
+            assert!(grown < 16 << 20, "{framing:?}: {grown}");
+            let mut check = Check::new();
+            let answer = connection.read_into("GET", |part| check.take(part));
+            assert!(answer.expect("an answer").complete, "{framing:?}");
+            assert_eq!(check.seen, LENGTH, "{framing:?}");
+            backend.seen.written.store(0, Ordering::Relaxed);
+        }
+        let expected = if framing == Framing::Close { 2 } else { 1 };
+        assert_eq!(backend.connections(), expected, "{framing:?}");
+        // who leaves leaves nothing there
+        connection.send_request(&get("/disk")).expect("send");
+        eventually(PATIENCE, || backend.written() == LENGTH);
+        drop(connection);
+        eventually(PATIENCE, || weir.open_files_in("bodies") == 0);
+    }
+}
+
+#[test]
+fn disk_without_room_holds_the_backend_up_and_loses_nothing() {
+    let backend = Backend::start(Framing::Length);
+    let weir = start(&backend);
+    let mut connection = weir.connect();
+    connection.send_request(&get("/little")).expect("send");
+    eventually(PATIENCE, || {
+        weir.error_log().contains("read ahead into memory only")
+    });
+    let is_done = || backend.written() == LENGTH;
+    assert!(!holds_within(Duration::from_secs(1), is_done));
+    let mut check = Check::new();
+    let answer = connection.read_into("GET", |part| check.take(part));
+    assert!(answer.expect("an answer").complete && check.seen == LENGTH);
+    // it is counted until it is gone
+    eventually(PATIENCE, || weir.open_files_in("bodies") == 0);
 }
 
 #[test]

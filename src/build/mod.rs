@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
+use crate::disk::overflow::{self, Place, Used};
 use crate::issue::{At, Issue, Issues, Sources};
 use crate::pool::Pool;
-use crate::value::{Cidr, OneOrMany};
+use crate::value::{Cidr, OneOrMany, Size};
 
 /// When in a request's life a text is rendered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,6 +141,33 @@ impl<'a> Build<'a> {
                 .hint("`off` takes away what a farther level says");
         }
         !list.0.is_empty()
+    }
+
+    /// Where a policy keeps bodies on disk: in the folder that its `dir` says or that of the system, up to its `max`. That a file
+    /// can be made there is tried.
+    pub fn place(
+        &mut self,
+        at: &At<'_>,
+        dir: Option<&Path>,
+        max: Option<Size>,
+    ) -> Option<Arc<Place>> {
+        let key = at.key("dir");
+        let (at_dir, folder) = match dir {
+            Some(dir) => (&key, self.path(&key, dir)),
+            None => (at, std::env::temp_dir()),
+        };
+        if let Err(e) = overflow::unnamed(&folder) {
+            let why = format!("no file can be made in `{}`: {e}", folder.display());
+            self.error(at_dir, why)
+                .hint("`dir` is where bodies go that are longer than `memory`");
+            return None;
+        }
+        let used = self.carry(at.to_path().to_string(), |_| true, Used::default);
+        Some(Arc::new(Place {
+            dir: folder,
+            most: max.map_or(u64::MAX, Size::get),
+            used,
+        }))
     }
 
     /// The pool of that name, or an issue with a suggestion.

@@ -13,6 +13,7 @@ use super::pace::Pace;
 use super::{Failure, Slots};
 use crate::http::path;
 pub use crate::net::{Connection, TlsFacts};
+use crate::pool::peer::Ahead;
 
 /// What is known about one request and its answer so far.
 ///
@@ -68,8 +69,8 @@ pub struct Cx {
     /// What the route says in place of `timeouts.read` and `timeouts.total` of the pool.
     pub read_timeout: Option<Duration>,
     pub total_timeout: Option<Duration>,
-    /// How many bytes of a backend's answer are to be read ahead of the client; 0: as few as need be.
-    pub read_ahead: usize,
+    /// How far a backend's answer is to be read ahead of the client; `None`: no further than need be.
+    pub read_ahead: Option<Ahead>,
     /// Every try to reach a backend, in order.
     pub tries: Vec<Try>,
     /// Fields of the last backend's header as it came, as far as variables ask for them.
@@ -138,7 +139,7 @@ impl Cx {
             pace: None,
             read_timeout: None,
             total_timeout: None,
-            read_ahead: 0,
+            read_ahead: None,
             tries: Vec::new(),
             upstream: None,
             status: 0,
@@ -165,7 +166,7 @@ impl Cx {
         self.pace = None;
         self.read_timeout = None;
         self.total_timeout = None;
-        self.read_ahead = 0;
+        self.read_ahead = None;
         self.vouched.clear();
         self.claims.clear();
     }

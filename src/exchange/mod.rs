@@ -2,7 +2,6 @@
 
 pub mod cx;
 pub mod date;
-pub mod disk;
 pub mod escape;
 pub mod failure;
 pub mod key;
@@ -11,7 +10,6 @@ pub mod pace;
 pub mod page;
 pub mod reply;
 pub mod slots;
-pub mod spool;
 pub mod transform;
 pub mod vars;
 

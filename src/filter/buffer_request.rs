@@ -22,7 +22,8 @@ use serde::Deserialize;
 
 use super::Filter;
 use crate::build::Build;
-use crate::exchange::spool::{self, Place, Spool, Used};
+use crate::disk::overflow::Place;
+use crate::disk::spool::Spool;
 use crate::issue::At;
 use crate::value::{FromShort, Short, Size};
 
@@ -92,30 +93,10 @@ impl Config {
             )
             .hint("longer bodies go to a file; `off` holds none");
         }
-        let dir = match &fields.dir {
-            Some(dir) => b.path(&at.key("dir"), dir),
-            None => std::env::temp_dir(),
-        };
-        if let Err(e) = spool::unnamed(&dir) {
-            let dir = dir.display();
-            let issue = match &fields.dir {
-                Some(_) => b.error(
-                    &at.key("dir"),
-                    format!("no file can be made in `{dir}`: {e}"),
-                ),
-                None => b.error(at, format!("no file can be made in `{dir}`: {e}")),
-            };
-            issue.hint("`dir` is where bodies go that are longer than `memory`");
-            return None;
-        }
-        let used = b.carry(at.to_path().to_string(), |_| true, Used::default);
+        let place = b.place(at, fields.dir.as_deref(), fields.max);
         Some(BufferRequest {
             memory: memory?,
-            place: Arc::new(Place {
-                dir,
-                most: fields.max.map_or(u64::MAX, Size::get),
-                used,
-            }),
+            place: place?,
         })
     }
 }

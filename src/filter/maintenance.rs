@@ -20,9 +20,10 @@ use serde::Deserialize;
 
 use super::{Filter, Flow};
 use crate::build::Build;
+use crate::disk;
 use crate::exchange::page::{self, Page};
 use crate::exchange::vars::View;
-use crate::exchange::{Body, Cx, Failure, Reply, disk};
+use crate::exchange::{Body, Cx, Failure, Reply};
 use crate::issue::At;
 use crate::value::{Cidr, OneOrMany, Short, Span};
 

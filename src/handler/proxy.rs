@@ -167,7 +167,7 @@ impl Proxy {
             outlet: Some(outlet(session.req_header(), cx)),
             deadline,
             read: cx.read_timeout,
-            read_ahead: cx.read_ahead,
+            read_ahead: cx.read_ahead.clone(),
             ends: ends(cx),
         };
         if let Again::Next { reused } = attempts.again {

@@ -31,8 +31,8 @@ use pingora::{Error, ErrorType, OrErr, Result};
 use tokio::time::timeout_at;
 
 use super::{Exchange, grpc};
+use crate::disk::spool::{Spool, Spooled};
 use crate::exchange::Failure;
-use crate::exchange::spool::{Spool, Spooled};
 use crate::filter::Filter;
 use crate::http::owed::Owed;
 

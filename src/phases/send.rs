@@ -12,10 +12,11 @@ use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType, OrErr, Result};
 
 use super::{Exchange, grpc};
+use crate::disk;
 use crate::exchange::pace::Pace;
 use crate::exchange::transform::{Then, is_bodiless, replace_body};
 use crate::exchange::vars::View;
-use crate::exchange::{Body, Cx, Failure, Parts, Reply, Transforms, disk};
+use crate::exchange::{Body, Cx, Failure, Parts, Reply, Transforms};
 use crate::filter::Chain;
 use crate::http::{accept, date, expect};
 use crate::net::{Connection, MOST_STAND_IN, stand_in};

@@ -245,6 +245,15 @@ impl Weir {
         files.expect("the process is running").count()
     }
 
+    /// How many files of that folder beside the document it has open, with or without a name.
+    pub fn open_files_in(&self, folder: &str) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        let files = files.expect("the process is running");
+        let folder = self.dir().join(folder);
+        let links = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        links.filter(|link| link.starts_with(&folder)).count()
+    }
+
     /// Starts a second process that takes over the sockets of this one, tells this one to leave, and waits until it
     /// takes no more connections. Returns the old process, which drains.
     #[track_caller]

@@ -16,7 +16,8 @@ use pingora::http::ResponseHeader;
 
 use super::root::Opened;
 use super::set;
-use crate::exchange::{Body, Parts, Reply, disk};
+use crate::disk;
+use crate::exchange::{Body, Parts, Reply};
 use crate::http::coding::Coding;
 use crate::http::conditional::{self, Verdict};
 use crate::http::date;

@@ -44,6 +44,7 @@ use tls::{Offer, Tls};
 
 pub use crate::http::proxy_protocol::{Ends, Version as ProxyProtocol};
 pub use line::Line;
+pub use pump::{Ahead, Disk};
 pub use timeouts::{Limits, Timeouts};
 pub use tls::Config as TlsConfig;
 
@@ -190,8 +191,8 @@ pub struct Needs {
     pub deadline: Option<Instant>,
     /// How long to wait for the backend, in place of what the pool says.
     pub read: Option<Duration>,
-    /// How many bytes of an answer over HTTP/1 are read ahead of a slow client; 0: as few as need be.
-    pub read_ahead: usize,
+    /// How far an answer over HTTP/1 is read ahead of a slow client; `None`: no further than need be.
+    pub read_ahead: Option<Ahead>,
     /// The client's connection, for a backend that is told of it.
     pub ends: Option<Ends>,
 }

@@ -4,21 +4,49 @@
 //! small. So as soon as an answer turns out to be longer than what came at once, a task of its own reads, into memory, up to
 //! the size that the request may have; the stream gives out what is there. What it gives out comes no later for that: nothing
 //! waits for more to come.
+//!
+//! What memory has no room for may go to a file, whose bytes come back to memory as the client makes room there. When all
+//! have, the file begins anew. Where it takes no more, nothing is read until they have.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::ReadBuf;
 use tokio::task::JoinHandle;
 
 use super::wire::Link;
+use crate::disk::overflow::{Overflow, Place};
+use crate::net::crowd::Occasions;
 
 /// How much is read at once; memory comes in pieces of this size.
 const CHUNK: usize = 64 * 1024;
+/// How much is written to a file at once.
+const BATCH: usize = 4 * CHUNK;
+
+/// How far ahead of its client an answer is read.
+#[derive(Clone, Debug)]
+pub struct Ahead {
+    /// In bytes.
+    pub memory: usize,
+    /// Where more goes to.
+    pub disk: Option<Arc<Disk>>,
+}
+
+/// Room for answers on a disk.
+#[derive(Debug)]
+pub struct Disk {
+    pub place: Arc<Place>,
+    /// How many bytes of one answer may be there.
+    pub most: u64,
+    /// Times that there was none, which does not stop the answer.
+    pub failures: Arc<Occasions>,
+}
 
 /// A connection that is read by a task of its own.
 #[derive(Debug)]
@@ -32,27 +60,51 @@ struct Shared {
     /// There until the pump is stopped.
     link: Option<Link>,
     read: Chunks,
-    /// Nothing more comes, for this reason or because that was all.
+    /// What comes behind that, if it may.
+    rest: Option<Rest>,
+    /// Nothing more comes from the backend, for this reason or because that was all.
     end: Option<Option<io::Error>>,
     /// Who waits for something to be read, and who for room.
     reader: Option<Waker>,
     pump: Option<Waker>,
 }
 
+/// What is on disk of an answer, and what came after that.
+#[derive(Debug)]
+struct Rest {
+    disk: Arc<Disk>,
+    /// The bytes of the file that are wanted.
+    start: u64,
+    end: u64,
+    /// What came last.
+    late: Vec<u8>,
+    /// How many bytes that is.
+    held: usize,
+    /// The file takes no more until it begins anew.
+    full: bool,
+}
+
+/// What the pump has to do next, other than to read the connection.
+enum Step {
+    Write { bytes: Vec<u8>, at: u64 },
+    Load { at: u64, length: u64 },
+    End,
+}
+
 impl Pump {
-    /// Reads `link` as far ahead as `most` bytes.
-    pub fn start(link: Link, most: usize) -> Pump {
+    /// Reads `link` as far ahead as that.
+    pub fn start(link: Link, ahead: &Ahead) -> Pump {
         let shared = Arc::new(Mutex::new(Shared {
             link: Some(link),
-            read: Chunks::new(most),
+            read: Chunks::new(ahead.memory),
+            rest: ahead.disk.clone().map(Rest::new),
             end: None,
             reader: None,
             pump: None,
         }));
-        let pumped = shared.clone();
         Pump {
-            shared,
-            task: tokio::spawn(poll_fn(move |cx| pumped.lock().poll_pump(cx))),
+            shared: shared.clone(),
+            task: tokio::spawn(pump(shared, ahead.disk.clone())),
         }
     }
 
@@ -69,9 +121,10 @@ impl Pump {
     ) -> Poll<io::Result<()>> {
         let mut shared = self.shared.lock();
         if shared.read.is_empty() {
+            let has_rest = shared.has_rest();
             return match &mut shared.end {
-                Some(why) => Poll::Ready(why.take().map_or(Ok(()), Err)),
-                None => {
+                Some(why) if !has_rest => Poll::Ready(why.take().map_or(Ok(()), Err)),
+                _ => {
                     shared.reader = Some(cx.waker().clone());
                     Poll::Pending
                 }
@@ -85,7 +138,7 @@ impl Pump {
     /// The connection, if all that was read of it was given out and it has not ended.
     pub fn stop(self) -> Option<Link> {
         let mut shared = self.shared.lock();
-        let is_clean = shared.read.is_empty() && shared.end.is_none();
+        let is_clean = shared.read.is_empty() && !shared.has_rest() && shared.end.is_none();
         shared.link.take().filter(|_| is_clean)
     }
 }
@@ -96,30 +149,187 @@ impl Drop for Pump {
     }
 }
 
-impl Shared {
-    fn poll_pump(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(link) = &mut self.link else {
-            return Poll::Ready(());
+async fn pump(shared: Arc<Mutex<Shared>>, disk: Option<Arc<Disk>>) {
+    let mut file = disk.as_ref().map(|disk| Overflow::new(disk.place.clone()));
+    loop {
+        let step = poll_fn(|cx| shared.lock().poll_step(cx)).await;
+        // Without a place for it nothing is to be written.
+        let (Some(disk), Some(file)) = (&disk, &mut file) else {
+            return;
         };
-        let Some(mut room) = self.read.room() else {
+        match step {
+            Step::Write { bytes, at } => {
+                let (bytes, written) = file.write(bytes, at).await;
+                if let Err(e) = &written
+                    && disk.failures.note(Instant::now())
+                {
+                    let count = disk.failures.count();
+                    log::warn!("an answer is read ahead into memory only, {count} so far: {e}");
+                }
+                shared.lock().written(bytes, written.is_ok());
+            }
+            Step::Load { at, length } => {
+                let loaded = file.read(at, length).await;
+                if let Err(e) = &loaded {
+                    log::error!("what was read ahead of an answer is lost: {e}");
+                }
+                shared.lock().loaded(loaded);
+            }
+            Step::End => return,
+        }
+    }
+}
+
+impl Shared {
+    fn has_rest(&self) -> bool {
+        self.rest.as_ref().is_some_and(|rest| !rest.is_empty())
+    }
+
+    /// Reads the connection until there is something else to do.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let Some(link) = &mut self.link else {
+            return Poll::Ready(Step::End);
+        };
+        if let Some(rest) = &mut self.rest
+            && !rest.is_empty()
+        {
+            if let Some(load) = rest.to_load(self.read.free()) {
+                return Poll::Ready(load);
+            }
+            if rest.come_forward(&mut self.read) {
+                self.reader.take().inspect(Waker::wake_by_ref);
+            }
+        }
+        let is_behind = self.rest.as_ref().is_some_and(|rest| !rest.is_empty());
+        if self.end.is_some() && !is_behind {
+            return Poll::Ready(Step::End);
+        }
+        let is_full = is_behind || self.read.free() == 0;
+        if is_full {
+            // Woken by whoever makes room.
             self.pump = Some(cx.waker().clone());
+        }
+        if self.end.is_some() {
+            return Poll::Pending;
+        }
+        let room = match &mut self.rest {
+            Some(rest) if is_full => {
+                if let Some(write) = rest.to_write() {
+                    return Poll::Ready(write);
+                }
+                rest.room()
+            }
+            _ => self.read.room(),
+        };
+        let Some(mut room) = room else {
             return Poll::Pending;
         };
         let read = ready!(link.poll_read(cx, &mut room));
         let count = room.filled().len();
-        self.reader.take().inspect(Waker::wake_by_ref);
         match (read, count) {
-            (Ok(()), 1..) => {
-                self.read.took(count);
-                // In a turn of its own, for who reads waits for this one.
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            (read, _) => {
-                self.end = Some(read.err());
-                Poll::Ready(())
+            (Ok(()), 1..) => match &mut self.rest {
+                Some(rest) if is_full => rest.held += count,
+                _ => self.read.took(count),
+            },
+            (read, _) => self.end = Some(read.err()),
+        }
+        if !self.has_rest() {
+            self.reader.take().inspect(Waker::wake_by_ref);
+        }
+        // In a turn of its own, for who reads waits for this one.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// What came last went to the file, or did not and is to wait.
+    fn written(&mut self, bytes: Vec<u8>, is_there: bool) {
+        if let Some(rest) = &mut self.rest {
+            rest.late = bytes;
+            match is_there {
+                true => {
+                    rest.end += rest.held as u64;
+                    rest.held = 0;
+                }
+                false => rest.full = true,
             }
         }
+    }
+
+    /// So much came back from the file.
+    fn loaded(&mut self, bytes: io::Result<Bytes>) {
+        let Some(rest) = &mut self.rest else {
+            return;
+        };
+        match bytes {
+            Ok(bytes) => {
+                self.read.take(&bytes);
+                rest.start += bytes.len() as u64;
+                if rest.start == rest.end {
+                    (rest.start, rest.end, rest.full) = (0, 0, false);
+                }
+            }
+            Err(e) => {
+                // What is lost ends the answer; nothing comes behind it.
+                self.rest = None;
+                self.link = None;
+                self.end = Some(Some(e));
+            }
+        }
+        self.reader.take().inspect(Waker::wake_by_ref);
+    }
+}
+
+impl Rest {
+    fn new(disk: Arc<Disk>) -> Rest {
+        Rest {
+            disk,
+            start: 0,
+            end: 0,
+            late: Vec::new(),
+            held: 0,
+            full: false,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end && self.held == 0
+    }
+
+    /// The next bytes of the file, if there is room for them.
+    fn to_load(&self, room: usize) -> Option<Step> {
+        let length = (self.end - self.start).min(CHUNK as u64);
+        (length > 0 && room as u64 >= length).then_some(Step::Load {
+            at: self.start,
+            length,
+        })
+    }
+
+    /// What came last follows what is in memory already, as far as there is room, unless the file comes before it.
+    fn come_forward(&mut self, read: &mut Chunks) -> bool {
+        let count = self.held.min(read.free());
+        if self.start < self.end || count < self.held.min(CHUNK) {
+            return false;
+        }
+        read.take(&self.late[..count]);
+        self.late.copy_within(count..self.held, 0);
+        self.held -= count;
+        self.full = false;
+        true
+    }
+
+    /// What came last, when that is as much as is written at once and the file takes it.
+    fn to_write(&mut self) -> Option<Step> {
+        let fits = self.end + BATCH as u64 <= self.disk.most;
+        (self.held == BATCH && fits && !self.full).then(|| Step::Write {
+            bytes: std::mem::take(&mut self.late),
+            at: self.end,
+        })
+    }
+
+    fn room(&mut self) -> Option<ReadBuf<'_>> {
+        self.late.resize(BATCH, 0);
+        let end = BATCH.min(self.held + CHUNK);
+        (self.held < BATCH).then(|| ReadBuf::new(&mut self.late[self.held..end]))
     }
 }
 
@@ -152,9 +362,14 @@ impl Chunks {
         self.length() == 0
     }
 
+    /// How much more they may be.
+    fn free(&self) -> usize {
+        self.most.saturating_sub(self.length())
+    }
+
     /// Where more may be read to, unless there is enough.
     fn room(&mut self) -> Option<ReadBuf<'_>> {
-        let room = self.most.saturating_sub(self.length());
+        let room = self.free();
         if room == 0 {
             return None;
         }
@@ -170,6 +385,18 @@ impl Chunks {
     /// So many bytes were read there.
     fn took(&mut self, count: usize) {
         self.end += count;
+    }
+
+    /// Puts as many of `bytes` behind the others as there is room for.
+    fn take(&mut self, mut bytes: &[u8]) {
+        while let Some(mut room) = self.room()
+            && !bytes.is_empty()
+        {
+            let (now, later) = bytes.split_at(bytes.len().min(room.remaining()));
+            room.put_slice(now);
+            self.took(now.len());
+            bytes = later;
+        }
     }
 
     fn give(&mut self, buf: &mut ReadBuf<'_>, most: usize) {
@@ -204,8 +431,15 @@ mod tests {
     use super::*;
 
     fn pump(most: usize) -> (Pump, UnixStream) {
+        pump_ahead(&Ahead {
+            memory: most,
+            disk: None,
+        })
+    }
+
+    fn pump_ahead(ahead: &Ahead) -> (Pump, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Pump::start(Link::new(Io::Unix(ours), false), most), theirs)
+        (Pump::start(Link::new(Io::Unix(ours), false), ahead), theirs)
     }
 
     async fn read(pump: &Pump, most: usize) -> io::Result<Vec<u8>> {
@@ -267,6 +501,77 @@ mod tests {
         }
     }
 
+    /// Memory for one chunk, and a disk with so many bytes for one answer and for all.
+    fn disk(one: u64, all: u64) -> Ahead {
+        Ahead {
+            memory: CHUNK,
+            disk: Some(Arc::new(Disk {
+                place: Arc::new(Place {
+                    dir: std::env::temp_dir(),
+                    most: all,
+                    used: Arc::default(),
+                }),
+                most: one,
+                failures: Arc::default(),
+            })),
+        }
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|i| (i % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn what_memory_has_no_room_for_comes_back_from_disk() {
+        let ahead = disk(8 << 20, u64::MAX);
+        let used = ahead.disk.as_ref().unwrap().place.used.clone();
+        let (pump, mut backend) = pump_ahead(&ahead);
+        let whole = pattern(8 << 20);
+        for round in 0..2 {
+            backend.write_all(&whole).await.unwrap();
+            assert!(used.bytes() > 7 << 20, "{round}");
+            let mut got = Vec::new();
+            while got.len() < whole.len() {
+                got.extend(read(&pump, 100_000).await.unwrap());
+            }
+            assert!(got == whole, "{round}");
+        }
+        assert!(used.bytes() <= 8 << 20, "the file began anew");
+        assert!(pump.stop().is_some());
+        drop(backend);
+        while used.bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn disk_that_takes_no_more_holds_the_backend_up_and_loses_nothing() {
+        for ahead in [
+            disk(1 << 20, u64::MAX),
+            disk(8 << 20, 1 << 20),
+            disk(8 << 20, 0),
+        ] {
+            let (pump, mut backend) = pump_ahead(&ahead);
+            let whole = pattern(8 << 20);
+            let sent = whole.clone();
+            let mut sending = tokio::spawn(async move { backend.write_all(&sent).await });
+            let wait = tokio::time::timeout(Duration::from_millis(100), &mut sending);
+            assert!(wait.await.is_err(), "more than fits");
+            let mut got = Vec::new();
+            loop {
+                let piece = read(&pump, 100_000).await.unwrap();
+                if piece.is_empty() {
+                    break;
+                }
+                got.extend(piece);
+            }
+            sending.await.unwrap().unwrap();
+            assert!(got == whole);
+            let disk = ahead.disk.unwrap();
+            assert_eq!(disk.failures.count() > 0, disk.place.most < 8 << 20);
+        }
+    }
+
     #[tokio::test]
     async fn end_and_its_reason_come_last() {
         let (pump, mut backend) = pump(CHUNK);
@@ -285,7 +590,11 @@ mod tests {
         backend.write_all(b"all").await.unwrap();
         assert_eq!(read(&first, 9).await.unwrap(), b"all");
         let link = first.stop().expect("the connection");
-        let second = Pump::start(link, CHUNK);
+        let ahead = Ahead {
+            memory: CHUNK,
+            disk: None,
+        };
+        let second = Pump::start(link, &ahead);
         backend.write_all(b"more").await.unwrap();
         assert_eq!(read(&second, 2).await.unwrap(), b"mo");
         assert!(second.stop().is_none(), "a rest is left");

@@ -249,11 +249,11 @@ impl Wire {
     /// There is more of the answer than came at once. If the request says so, it is read whether or not anybody asks for it.
     fn read_ahead(&mut self) {
         let needs = &self.line.needs;
-        if needs.read_ahead > 0
+        if let Some(ahead) = &needs.read_ahead
             && !needs.upgrade
             && let Some(link) = self.link.take()
         {
-            self.pump = Some(Pump::start(link, needs.read_ahead));
+            self.pump = Some(Pump::start(link, ahead));
         }
     }
 

@@ -4,82 +4,25 @@
 //! Memory is what the file is written from: when it is full, all of it goes out at once, so that a body takes no more of it
 //! than was said, and small pieces cost no system call each. No worker waits for the disk.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use tokio::runtime::Handle;
 
-use super::disk;
+use super::overflow::{Overflow, Place};
 
 /// How much is given out at a time.
-const PIECE: usize = 64 * 1024;
-
-/// Where that goes which memory has no room for.
-#[derive(Debug)]
-pub struct Place {
-    pub dir: PathBuf,
-    /// How many bytes may be there at a time.
-    pub most: u64,
-    /// How many are.
-    pub used: Arc<Used>,
-}
-
-/// Bytes in files, of all spools that share this.
-#[derive(Debug, Default)]
-pub struct Used(AtomicU64);
-
-impl Used {
-    fn take(&self, bytes: u64, most: u64) -> io::Result<()> {
-        let more = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
-        let taken = (self.0).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.map(drop).map_err(|_| {
-            let why =
-                format!("the bodies that are kept there have {most} bytes, as many as they may");
-            io::Error::new(io::ErrorKind::QuotaExceeded, why)
-        })
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
-
-/// A file without a name, and how much of it is written.
-#[derive(Debug)]
-struct Overflow {
-    /// There until it is dropped.
-    file: Option<Arc<File>>,
-    length: u64,
-    used: Arc<Used>,
-}
-
-impl Drop for Overflow {
-    fn drop(&mut self) {
-        self.used.give_back(self.length);
-        // A large one takes its time to be freed.
-        if let (Some(file), Ok(runtime)) = (self.file.take(), Handle::try_current()) {
-            runtime.spawn_blocking(move || drop(file));
-        }
-    }
-}
+const PIECE: u64 = 64 * 1024;
 
 /// A body on its way in.
 #[derive(Debug)]
 pub struct Spool {
-    place: Arc<Place>,
     /// How many bytes of it may be in memory.
     most: usize,
     /// What came last.
     held: Vec<u8>,
     /// All that came before.
-    overflow: Option<Overflow>,
+    overflow: Overflow,
 }
 
 /// A body that is all there, and can be read as often as it is needed.
@@ -94,10 +37,9 @@ impl Spool {
     /// `memory` is how many bytes are held there; 0 would hold none.
     pub fn new(memory: usize, place: Arc<Place>) -> Spool {
         Spool {
-            place,
             most: memory,
             held: Vec::new(),
-            overflow: None,
+            overflow: Overflow::new(place),
         }
     }
 
@@ -114,10 +56,10 @@ impl Spool {
     }
 
     pub fn end(self) -> Spooled {
-        let before = self.overflow.as_ref().map_or(0, |file| file.length);
+        let length = self.overflow.length() + self.held.len() as u64;
         Spooled {
-            length: before + self.held.len() as u64,
-            overflow: self.overflow,
+            length,
+            overflow: Some(self.overflow),
             rest: self.held.into(),
         }
     }
@@ -132,30 +74,12 @@ impl Spool {
     }
 
     async fn write_out(&mut self) -> io::Result<()> {
-        let mut held = std::mem::take(&mut self.held);
-        let length = held.len() as u64;
-        self.place.used.take(length, self.place.most)?;
-        let overflow = self.overflow.get_or_insert_with(|| Overflow {
-            file: None,
-            length: 0,
-            used: self.place.used.clone(),
-        });
-        let at = overflow.length;
-        overflow.length += length;
-        let (file, place) = (overflow.file.clone(), self.place.clone());
-        let written = disk::may_wait(move || {
-            let file = match file {
-                Some(file) => file,
-                None => Arc::new(unnamed(&place.dir)?),
-            };
-            file.write_all_at(&held, at)?;
-            held.clear();
-            Ok((file, held))
-        });
-        let (file, held) = written.await?;
-        overflow.file = Some(file);
+        let held = std::mem::take(&mut self.held);
+        let at = self.overflow.length();
+        let (mut held, written) = self.overflow.write(held, at).await;
+        held.clear();
         self.held = held;
-        Ok(())
+        written
     }
 }
 
@@ -169,23 +93,16 @@ impl Spooled {
     /// # Errors
     /// What the file system says.
     pub async fn read(&self, at: u64) -> io::Result<Bytes> {
-        let Some(Overflow { file, length, .. }) = &self.overflow else {
-            return Ok(self.read_rest(at));
-        };
-        let (Some(file), Some(left @ 1..)) = (file, length.checked_sub(at)) else {
-            return Ok(self.read_rest(at - length));
-        };
-        let most = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
-        let piece = disk::read(file, at, most).await?;
-        match piece.is_empty() {
-            true => Err(io::ErrorKind::UnexpectedEof.into()),
-            false => Ok(piece),
+        let before = self.overflow.as_ref().map_or(0, Overflow::length);
+        match (&self.overflow, before.checked_sub(at)) {
+            (Some(overflow), Some(left @ 1..)) => overflow.read(at, left.min(PIECE)).await,
+            _ => Ok(self.read_rest(at - before)),
         }
     }
 
     fn read_rest(&self, at: u64) -> Bytes {
         let start = usize::try_from(at).map_or(self.rest.len(), |at| at.min(self.rest.len()));
-        let end = self.rest.len().min(start + PIECE);
+        let end = self.rest.len().min(start + PIECE as usize);
         self.rest.slice(start..end)
     }
 
@@ -193,27 +110,6 @@ impl Spooled {
     pub fn forget(&mut self) {
         self.overflow = None;
         self.rest = Bytes::new();
-    }
-}
-
-/// A new file of a folder that nobody else finds.
-///
-/// # Errors
-/// What the file system says.
-pub fn unnamed(dir: &Path) -> io::Result<File> {
-    let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(file) => Ok(file.into()),
-        // A file system that knows of none such, as NFS.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
-            let path = dir.join(format!(".weir-{:016x}", fastrand::u64(..)));
-            let mut options = OpenOptions::new();
-            let options = options.read(true).write(true).create_new(true).mode(0o600);
-            let file = options.open(&path)?;
-            std::fs::remove_file(&path)?;
-            Ok(file)
-        }
-        Err(e) => Err(e.into()),
     }
 }
 
@@ -230,7 +126,7 @@ mod tests {
     }
 
     fn used(place: &Place) -> u64 {
-        place.used.0.load(Ordering::Relaxed)
+        place.used.bytes()
     }
 
     async fn read(body: &Spooled) -> Vec<u8> {

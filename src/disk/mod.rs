@@ -1,7 +1,10 @@
-//! Files, read without stopping the worker that serves the request.
+//! Files, read and written without stopping the worker that serves the request.
 //!
 //! What the kernel has in memory is read at once: handing that to another thread and back would cost several times the
 //! read. Only what has to come from a disk is left to the pool of threads that may wait.
+
+pub mod overflow;
+pub mod spool;
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
