@@ -2,7 +2,7 @@
 
 use crate::harness::Weir;
 use crate::harness::frames::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, fields, frame, get,
+    DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, fields, frame, get, post,
 };
 use crate::harness::origin::Origin;
 
@@ -369,6 +369,24 @@ fn http2_bodies_that_have_another_length_are_refused() {
         assert!(!is_served(&weir, &request), "{length}");
     }
     only_next_came_through(&app);
+}
+
+#[test]
+fn empty_end_of_an_http2_body_is_one_end() {
+    let app = Origin::echo();
+    let weir = start(&app);
+    for pieces in [&[][..], &["abc"], &["", "abc"], &["abc", "", "def"]] {
+        let mut request = post(1, "/");
+        for piece in pieces {
+            request.extend(frame(DATA, 0, 1, piece.as_bytes()));
+        }
+        request.extend(frame(DATA, END_STREAM, 1, b""));
+        assert!(is_served(&weir, &request), "{pieces:?}");
+    }
+    // A last chunk too many would be the beginning of another request.
+    for request in app.requests() {
+        assert!(["POST", "GET"].contains(&request.method()), "{request:?}");
+    }
 }
 
 #[test]

@@ -151,6 +151,10 @@ impl Exchange {
     fn request_body(&mut self, body: &mut Option<Bytes>, end: bool) -> Result<()> {
         let length = body.as_ref().map_or(0, Bytes::len);
         self.attempts.received(length, end);
+        if end && length == 0 {
+            // Pingora would send nothing as a chunk, which is the last one, and then the last one.
+            *body = None;
+        }
         let chain = self.chosen.chain();
         if chain.is_empty() || self.stage != Stage::Request {
             return Ok(());
