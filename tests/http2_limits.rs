@@ -9,7 +9,7 @@ use crate::harness::frames::{
     Raw, SETTINGS, WINDOW_UPDATE, fields, frame,
 };
 use crate::harness::origin::{Behaviour, Origin};
-use crate::harness::wait::{PATIENCE, eventually, holds_within, value_within};
+use crate::harness::wait::{PATIENCE, eventually, holds_within};
 
 const DOCUMENT: &str = "
     listeners:
@@ -213,23 +213,24 @@ fn idle_connection_ends_with_a_goodbye() {
 }
 
 #[test]
-fn pings_do_not_keep_a_connection() {
+fn frames_without_a_request_do_not_keep_a_connection() {
     let app = Origin::fixed("app");
     let weir = Weir::with("app", &app).start(DOCUMENT);
-    let mut client = Raw::open(weir.address("http"), &[]).expect("connect");
-    let ended = value_within(PATIENCE, || {
-        // As often as an idle client might.
-        holds_within(Duration::from_millis(100), || false);
-        client.send(&frame(PING, 0, 0, &[0; 8])).ok()?;
-        loop {
-            match client.read().ok()?.kind {
-                GOAWAY => return Some(()),
-                PING => return None,
-                _ => {}
-            }
-        }
-    });
-    assert!(ended.is_some(), "no GOAWAY");
+    for idle in [
+        frame(PING, 0, 0, &[0; 8]),
+        frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 16]),
+        frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]),
+    ] {
+        let mut client = Raw::open(weir.address("http"), &[]).expect("connect");
+        client.send(&frames::get(1, "/local")).expect("send");
+        let reader = client.drain().expect("a reader");
+        eventually(PATIENCE, || {
+            // As often as an idle client might.
+            holds_within(Duration::from_millis(100), || false);
+            client.send(&idle).is_err() || reader.is_finished()
+        });
+        assert!(reader.join().expect("a thread"), "{idle:?}");
+    }
 }
 
 #[test]
@@ -280,6 +281,14 @@ fn headers_beyond_the_limits_are_refused() {
         eventually(PATIENCE, || weir.access_log().contains(word));
     }
     assert_eq!(app.hits(), 0);
+    // one field, sent in pieces
+    let mut cookies = get("/");
+    for n in 0..25 {
+        cookies = cookies.header("cookie", &format!("a{n}=b"));
+    }
+    let answer = client.fetch(&cookies).expect("an answer");
+    assert_eq!(answer.status, 200);
+    assert!(answer.text().contains("a0=b; a1=b; "), "{answer:?}");
     // far beyond: the engine itself does not take it
     let huge = get("/").header("x", &"y".repeat(30_000));
     assert!(client.fetch(&huge).is_ok_and(|answer| answer.status == 431));

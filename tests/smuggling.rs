@@ -265,6 +265,12 @@ const REFUSED_HTTP2: &[&[(&str, &str)]] = &[
         AUTHORITY,
         PATH,
     ],
+    &[
+        (":method", "ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ"),
+        SCHEME,
+        AUTHORITY,
+        PATH,
+    ],
     &[METHOD, AUTHORITY, PATH],
     &[METHOD, (":scheme", "gopher"), AUTHORITY, PATH],
     &[METHOD, (":scheme", "http://x/"), AUTHORITY, PATH],
@@ -290,6 +296,8 @@ const REFUSED_HTTP2: &[&[(&str, &str)]] = &[
     &[METHOD, SCHEME, PATH, AUTHORITY, ("x", "y\r\nz: a")],
     &[METHOD, SCHEME, PATH, AUTHORITY, ("x", "y\nz")],
     &[METHOD, SCHEME, PATH, AUTHORITY, ("x", "y\0z")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x", " y")],
+    &[METHOD, SCHEME, PATH, AUTHORITY, ("x", "y\t")],
     // what belongs to connections of HTTP/1
     &[METHOD, SCHEME, PATH, AUTHORITY, ("connection", "close")],
     &[METHOD, SCHEME, PATH, AUTHORITY, ("keep-alive", "timeout=5")],
@@ -314,6 +322,14 @@ const REFUSED_HTTP2: &[&[(&str, &str)]] = &[
     &[METHOD, SCHEME, PATH, AUTHORITY, ("content-length", "x")],
     &[METHOD, SCHEME, PATH, AUTHORITY, ("content-length", "+0")],
     &[METHOD, SCHEME, PATH, AUTHORITY, ("content-length", "0, 1")],
+    &[
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        SCHEME,
+        PATH,
+        AUTHORITY,
+        ("content-length", "0"),
+    ],
 ];
 
 /// Whether the request of stream 1 came to an answer of 200; another one follows it on the same connection.

@@ -53,6 +53,11 @@ impl Frame {
         }
     }
 
+    /// Whether it is a piece of a request or of an answer.
+    pub fn is_of_message(&self) -> bool {
+        matches!(self.kind, Kind::Data | Kind::Headers | Kind::Continuation)
+    }
+
     /// Whether CONTINUATION frames must follow.
     pub fn opens_block(&self) -> bool {
         matches!(self.kind, Kind::Headers | Kind::Continuation) && self.flags & 0x4 == 0
@@ -100,8 +105,8 @@ pub struct Frames {
     known: usize,
     /// What is still to come of the payload.
     left: usize,
-    /// Whether the frame that began last is one of a stream, and not of the connection as a whole.
-    on_stream: bool,
+    /// Whether the frame that began last is a piece of a request or of an answer.
+    of_message: bool,
 }
 
 impl Frames {
@@ -120,13 +125,13 @@ impl Frames {
         let frame = Frame::parse(&self.head);
         self.known = 0;
         self.left = frame.length;
-        self.on_stream = frame.stream != 0;
+        self.of_message = frame.is_of_message();
         Some(frame)
     }
 
-    /// Whether what comes next is the rest of a frame of a stream.
-    pub fn is_on_stream(&self) -> bool {
-        self.on_stream && self.left > 0
+    /// Whether what comes next is the rest of a piece of a request or of an answer.
+    pub fn is_within_message(&self) -> bool {
+        self.of_message && self.left > 0
     }
 
     /// Whether no frame has begun that has not ended.

@@ -11,7 +11,7 @@ use std::fmt;
 use memchr::memchr;
 
 /// Longer ones are none that anybody implements (RFC 9110 section 9.1: 501). The longest that is registered has 17.
-const LONGEST_METHOD: usize = 32;
+pub const LONGEST_METHOD: usize = 32;
 /// Empty lines that may come before a request (RFC 9112 section 2.2): leftovers of clients that end a body with one.
 const EMPTY_LINES: usize = 4;
 

@@ -1,5 +1,6 @@
 //! How long headers are: as they were sent on HTTP/1, or would have been.
 
+use http::{HeaderMap, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 
@@ -9,7 +10,20 @@ pub(super) fn request_length(session: &ServerSession) -> u64 {
         return http1.get_headers_raw_bytes().len() as u64;
     }
     let request = session.req_header();
-    (line_length(request) + "\r\n\r\n".len()) as u64 + fields_length(&request.headers)
+    let fields = &request.headers;
+    let between = (more_crumbs(fields) * ("cookie: \r\n".len() - "; ".len())) as u64;
+    (line_length(request) + "\r\n\r\n".len()) as u64 + fields_length(fields) - between
+}
+
+/// How many fields a request of HTTP/2 would have on HTTP/1.
+pub(super) fn field_count(fields: &HeaderMap) -> usize {
+    fields.len() - more_crumbs(fields)
+}
+
+/// Pieces of a cookie field beyond the first: together they are one field (RFC 9113 section 8.2.3).
+fn more_crumbs(fields: &HeaderMap) -> usize {
+    let crumbs = fields.get_all(header::COOKIE).iter().count();
+    crumbs.saturating_sub(1)
 }
 
 /// Bytes of the request line, as it is on HTTP/1.
@@ -27,7 +41,7 @@ pub(super) fn status_line_length(response: &ResponseHeader) -> u64 {
     ("HTTP/1.1 200 \r\n\r\n".len() + reason) as u64
 }
 
-pub(super) fn fields_length(fields: &http::HeaderMap) -> u64 {
+pub(super) fn fields_length(fields: &HeaderMap) -> u64 {
     fields
         .iter()
         .map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64)

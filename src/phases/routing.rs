@@ -7,9 +7,10 @@ use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::authority::validate_request_authority;
 
-use super::length::line_length;
+use super::length::{field_count, line_length};
 use super::{Chosen, Exchange};
 use crate::exchange::{Cx, Failure};
+use crate::http::head::LONGEST_METHOD;
 use crate::http::{forwarded, host, path};
 use crate::net::Connection;
 use crate::router::RequestFacts;
@@ -76,8 +77,11 @@ pub(super) fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Resul
         if line_length(request) > limits.line {
             return Err(Failure::UriTooLong);
         }
-        if request.headers.len() > limits.fields || cx.request_length > limits.head as u64 {
+        if field_count(&request.headers) > limits.fields || cx.request_length > limits.head as u64 {
             return Err(Failure::HeaderTooLarge);
+        }
+        if request.method.as_str().len() > LONGEST_METHOD {
+            return Err(Failure::NotImplemented);
         }
     }
     let scheme = request.uri.scheme();
@@ -95,13 +99,23 @@ pub(super) fn acceptable(request: &RequestHeader, cx: &Cx) -> std::result::Resul
 /// Whether a request of HTTP/2 says what it is in one way only. Of HTTP/1, the gate of the connection has seen to that.
 fn is_sound(request: &RequestHeader) -> bool {
     let path = request.raw_path();
-    let lengths = request.headers.get_all(header::CONTENT_LENGTH);
+    let is_websocket = request.headers.contains_key(header::UPGRADE);
+    let lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
     (path.starts_with(b"/") || path == b"*")
         && !path.iter().any(|byte| byte.is_ascii_control() || *byte == b' ')
-        && lengths.iter().nth(1).is_none()
+        // A tunnel has no length (RFC 9110 section 9.3.6).
+        && lengths.count() <= usize::from(!is_websocket)
+        && !request.headers.values().any(is_padded)
         // `Host` beside `:authority` says the same, or nothing (RFC 9113 section 8.3.1).
         && validate_request_authority(request).is_ok()
         && authority(request).is_some()
+}
+
+/// Whether blanks stand before or behind a value, which HTTP/1 would take away (RFC 9113 section 8.2.1).
+fn is_padded(value: &HeaderValue) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let bytes = value.as_bytes();
+    is_blank(bytes.first()) || is_blank(bytes.last())
 }
 
 /// Turns clients away that have not shown what their listener asks for.

@@ -216,10 +216,10 @@ impl Traffic {
         }
     }
 
-    /// Something has passed. While no request is open only what is part of one counts (`on_stream`): a client that sends PING
-    /// frames does not keep a connection for ever.
-    fn pass(&self, on_stream: bool, now: Instant) {
-        if !on_stream && !self.is_open() {
+    /// Something has passed. While no request is open only what is part of one counts (`of_message`): a client that sends
+    /// PING frames, or priorities of streams that are none, does not keep a connection for ever.
+    fn pass(&self, of_message: bool, now: Instant) {
+        if !of_message && !self.is_open() {
             return;
         }
         let since = now.duration_since(self.opened).as_millis();
@@ -327,9 +327,9 @@ impl<S> Guard<S> {
     /// Looks at what the client sent.
     fn receive(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         let now = Instant::now();
-        let mut on_stream = self.inward.is_on_stream();
+        let mut of_message = self.inward.is_within_message();
         while let Some(frame) = self.inward.next(&mut bytes) {
-            on_stream |= frame.stream != 0;
+            of_message |= frame.is_of_message();
             if self.awaited != Awaited::Block {
                 self.deadline = None;
             }
@@ -351,7 +351,7 @@ impl<S> Guard<S> {
         if self.awaited == Awaited::Frame && self.inward.at_boundary() {
             self.awaited = Awaited::Nothing;
         }
-        self.traffic.pass(on_stream, now);
+        self.traffic.pass(of_message, now);
         Ok(())
     }
 
@@ -382,9 +382,9 @@ impl<S> Guard<S> {
 
     /// Looks at what is sent to the client.
     fn send(&mut self, mut bytes: &[u8]) {
-        let mut on_stream = self.outward.is_on_stream();
+        let mut of_message = self.outward.is_within_message();
         while let Some(frame) = self.outward.next(&mut bytes) {
-            on_stream |= frame.stream != 0;
+            of_message |= frame.is_of_message();
             self.allowance.send(&frame);
             if frame.ends_stream() && !self.unfinished.is_empty() {
                 // Who has the answer need not hear the rest of the request.
@@ -398,7 +398,7 @@ impl<S> Guard<S> {
                 log::warn!("{}: a flood ({why}), closed", name(&self.connection));
             }
         }
-        self.traffic.pass(on_stream, Instant::now());
+        self.traffic.pass(of_message, Instant::now());
     }
 
     fn poll_input(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
