@@ -296,6 +296,40 @@ fn answers_go_out_at_their_rate_whoever_makes_them() {
 }
 
 #[test]
+fn rate_is_that_of_what_goes_out() {
+    let app = Origin::start(Behaviour::Raw(
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{}",
+            4 << 20,
+            "a".repeat(4 << 20)
+        )
+        .into_bytes(),
+    ));
+    let weir = Weir::with("app", &app).start_site(
+        "
+        routes:
+          - match: { path: /small }
+            limit_rate: { rate: 64KiB }
+            compress: true
+            proxy: app
+          - match: { path: /large }
+            limit_rate: { rate: 4MiB }
+            sub_filter: { replace: { aaaa: bbbbbbbb }, types: [text/plain] }
+            proxy: app
+        ",
+    );
+    // a minute for what came from the backend
+    let began = Instant::now();
+    let answer = weir.fetch(&get("/small").header("Accept-Encoding", "gzip"));
+    assert_eq!(answer.header("content-encoding"), Some("gzip"));
+    assert!(answer.complete && began.elapsed() < Duration::from_secs(30));
+    // 8 MiB, of which those of one second go out at once
+    let began = Instant::now();
+    assert_eq!(weir.get("/large").length, 8 << 20);
+    assert!(began.elapsed() >= Duration::from_millis(900));
+}
+
+#[test]
 fn a_route_waits_as_long_as_it_says_and_not_as_its_pool_does() {
     let app = Origin::start(Behaviour::Held("ok".into()));
     let weir = Weir::with("app", &app).start(

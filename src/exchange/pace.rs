@@ -30,8 +30,14 @@ impl Pace {
     /// How long to wait before these bytes go out, which follow those before. As in nginx, what one second allows
     /// goes out at once.
     pub fn send(&mut self, bytes: u64, now: Instant) -> Duration {
+        self.send_up_to(self.sent + bytes, now)
+    }
+
+    /// As [`Pace::send`], where `total` is what goes out with these bytes and those before. It may turn out to be less than
+    /// it was taken for.
+    pub fn send_up_to(&mut self, total: u64, now: Instant) -> Duration {
         let began = *self.began.get_or_insert(now);
-        self.sent += bytes;
+        self.sent = total;
         let limited = self.sent.saturating_sub(self.after);
         let due = Duration::from_secs(limited / self.rate)
             + Duration::from_nanos(nanos(limited % self.rate, self.rate));
@@ -66,6 +72,16 @@ mod tests {
         assert_eq!(pace.send(100, at(0)), Duration::from_millis(100));
         assert_eq!(pace.send(100, at(100)), Duration::from_millis(100));
         assert_eq!(pace.send(1000, at(5000)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_was_taken_for_more_is_made_up_for() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut pace = Pace::new(1000, 0);
+        assert_eq!(pace.send_up_to(3000, at(0)), Duration::from_secs(2));
+        assert_eq!(pace.send_up_to(2500, at(2000)), Duration::ZERO);
+        assert_eq!(pace.send(1000, at(2000)), Duration::from_millis(500));
     }
 
     #[test]

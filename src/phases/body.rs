@@ -22,6 +22,10 @@ struct Changing {
     /// Pieces that are there already and come after one another.
     ready: usize,
     ended: bool,
+    /// Bytes of the body: that are there, that were changed, and what these became.
+    announced: u64,
+    taken: u64,
+    given: u64,
 }
 
 /// Sends the body of the answer that is about to begin through `transforms`.
@@ -35,11 +39,13 @@ pub(super) fn change(session: &mut Session, transforms: Transforms) {
 }
 
 /// Pingora takes what is there of a body at once, and only then passes it through its modules piece by piece: what has
-/// been announced here is not waited for.
-pub(super) fn announce(session: &mut Session) {
-    if let Some(changing) = session.downstream_modules_ctx.get_mut::<Changing>() {
-        changing.ready += 1;
-    }
+/// been announced here is not waited for. Returns how many bytes will have gone out with this piece, going by what became of
+/// those before.
+pub(super) fn announce(session: &mut Session, piece: u64) -> Option<u64> {
+    let changing = session.downstream_modules_ctx.get_mut::<Changing>()?;
+    changing.ready += 1;
+    changing.announced += piece;
+    Some(changing.expected())
 }
 
 struct Builder;
@@ -50,16 +56,31 @@ impl HttpModuleBuilder for Builder {
             transforms: Transforms::default(),
             ready: 0,
             ended: false,
+            announced: 0,
+            taken: 0,
+            given: 0,
         })
     }
 }
 
 impl Changing {
+    /// What became of those that were changed, and may become of the others: of the first piece nobody knows, and it is made
+    /// up for with the second.
+    fn expected(&self) -> u64 {
+        let waiting = self.announced.saturating_sub(self.taken);
+        match self.taken {
+            0 => 0,
+            taken => self.given + (waiting as f64 * self.given as f64 / taken as f64) as u64,
+        }
+    }
+
     fn pass(&mut self, piece: Bytes, then: Then) -> Result<Option<Bytes>> {
+        self.taken += piece.len() as u64;
         let passed = self.transforms.pass(piece, then).map_err(|e| {
             // The backend's fault: the body is not what its header says.
             Error::because(ErrorType::InvalidHTTPHeader, "changing a body", e).into_up()
         })?;
+        self.given += passed.len() as u64;
         Ok((!passed.is_empty()).then_some(passed))
     }
 

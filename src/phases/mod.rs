@@ -460,12 +460,18 @@ impl ProxyHttp for Weir {
         _end: bool,
         x: &mut Exchange,
     ) -> Result<Option<Duration>> {
-        if x.is_body_changing {
-            body::announce(session);
-        }
-        Ok(match (&mut x.cx.pace, x.stage, body) {
-            (Some(pace), Stage::Request, Some(part)) => {
-                let wait = pace.send(part.len() as u64, Instant::now());
+        let length = body.as_ref().map_or(0, Bytes::len) as u64;
+        let expected = match x.is_body_changing {
+            true => body::announce(session, length),
+            false => None,
+        };
+        Ok(match (&mut x.cx.pace, x.stage) {
+            (Some(pace), Stage::Request) if length > 0 => {
+                let now = Instant::now();
+                let wait = match expected {
+                    Some(total) => pace.send_up_to(total, now),
+                    None => pace.send(length, now),
+                };
                 (!wait.is_zero()).then_some(wait)
             }
             _ => None,

@@ -166,7 +166,7 @@ async fn pump(shared: Arc<Mutex<Shared>>, disk: Option<Arc<Disk>>) {
                     let count = disk.failures.count();
                     log::warn!("an answer is read ahead into memory only, {count} so far: {e}");
                 }
-                shared.lock().written(bytes, written.is_ok());
+                shared.lock().written(bytes, written);
             }
             Step::Load { at, length } => {
                 let loaded = file.read(at, length).await;
@@ -193,7 +193,7 @@ impl Shared {
         if let Some(rest) = &mut self.rest
             && !rest.is_empty()
         {
-            if let Some(load) = rest.to_load(self.read.free()) {
+            if let Some(load) = rest.next_load(self.read.free()) {
                 return Poll::Ready(load);
             }
             if rest.come_forward(&mut self.read) {
@@ -214,7 +214,7 @@ impl Shared {
         }
         let room = match &mut self.rest {
             Some(rest) if is_full => {
-                if let Some(write) = rest.to_write() {
+                if let Some(write) = rest.next_write() {
                     return Poll::Ready(write);
                 }
                 rest.room()
@@ -242,16 +242,18 @@ impl Shared {
     }
 
     /// What came last went to the file, or did not and is to wait.
-    fn written(&mut self, bytes: Vec<u8>, is_there: bool) {
-        if let Some(rest) = &mut self.rest {
-            rest.late = bytes;
-            match is_there {
-                true => {
-                    rest.end += rest.held as u64;
-                    rest.held = 0;
-                }
-                false => rest.full = true,
+    fn written(&mut self, bytes: Vec<u8>, written: io::Result<()>) {
+        let Some(rest) = &mut self.rest else {
+            return;
+        };
+        rest.late = bytes;
+        match written {
+            Ok(()) => {
+                rest.end += rest.held as u64;
+                rest.held = 0;
             }
+            Err(e) if rest.late.len() < rest.held => self.lose(e),
+            Err(_) => rest.full = true,
         }
     }
 
@@ -268,13 +270,16 @@ impl Shared {
                     (rest.start, rest.end, rest.full) = (0, 0, false);
                 }
             }
-            Err(e) => {
-                // What is lost ends the answer; nothing comes behind it.
-                self.rest = None;
-                self.link = None;
-                self.end = Some(Some(e));
-            }
+            Err(e) => self.lose(e),
         }
+        self.reader.take().inspect(Waker::wake_by_ref);
+    }
+
+    /// Ends the answer where something of it is lost: nothing comes behind that.
+    fn lose(&mut self, why: io::Error) {
+        self.rest = None;
+        self.link = None;
+        self.end = Some(Some(why));
         self.reader.take().inspect(Waker::wake_by_ref);
     }
 }
@@ -296,7 +301,7 @@ impl Rest {
     }
 
     /// The next bytes of the file, if there is room for them.
-    fn to_load(&self, room: usize) -> Option<Step> {
+    fn next_load(&self, room: usize) -> Option<Step> {
         let length = (self.end - self.start).min(CHUNK as u64);
         (length > 0 && room as u64 >= length).then_some(Step::Load {
             at: self.start,
@@ -318,7 +323,7 @@ impl Rest {
     }
 
     /// What came last, when that is as much as is written at once and the file takes it.
-    fn to_write(&mut self) -> Option<Step> {
+    fn next_write(&mut self) -> Option<Step> {
         let fits = self.end + BATCH as u64 <= self.disk.most;
         (self.held == BATCH && fits && !self.full).then(|| Step::Write {
             bytes: std::mem::take(&mut self.late),
