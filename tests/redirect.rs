@@ -57,6 +57,29 @@ fn what_is_in_the_table_is_redirected_and_the_rest_goes_on() {
 }
 
 #[test]
+fn what_a_path_holds_stays_a_part_of_it() {
+    let weir = Setup::new().start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        sites:
+          main:
+            hosts: ['*']
+            routes:
+              - { match: { regex: '^/u/(?<id>.*)$' }, redirect: '/users/$id?from=$id&$args' }
+              - redirect: 'https://shop.example$uri$is_args$args'
+        ",
+    );
+    for (target, location) in [
+        ("/u/100%25", "/users/100%25?from=100%25&"),
+        ("/u/a%26b%3Fc?d=%20", "/users/a&b%3Fc?from=a%26b%3Fc&d=%20"),
+        ("/a%3Fb%23c/?d=%26", "https://shop.example/a%3Fb%23c/?d=%26"),
+    ] {
+        let answer = weir.get(target);
+        assert_eq!(answer.header("location"), Some(location), "{target}");
+    }
+}
+
+#[test]
 fn a_hundred_thousand_lines_are_loaded_and_read_again() {
     let lines: String = (0..100_000)
         .map(|n| format!("/old/{n} /new/{n}\n"))

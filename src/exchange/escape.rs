@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::vars::{Piece, Text, View};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use super::vars::{Piece, Text, Var, View};
+use crate::http::path;
 
 /// What the document is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,4 +69,50 @@ impl Escape {
             out.extend_from_slice(escaped.as_bytes());
         }
     }
+}
+
+/// In a query, what would end a value or the query, and what stands for something else (nginx: `NGX_ESCAPE_ARGS`).
+const NOT_IN_VALUE: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'&')
+    .add(b'+')
+    .add(b';')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?');
+
+/// The text as a URL, or `in_query` as the query of one. Paths, and what a regex has captured of one, are decoded: they are
+/// encoded again for where they stand, so that a `?`, `&` or `%` in one stays a part of it. Other variables are as they were
+/// sent.
+pub fn url(text: &Text, mut in_query: bool, view: &View<'_>) -> String {
+    let mut out = String::with_capacity(64);
+    let mut value = Vec::new();
+    for piece in text.pieces() {
+        let var = match piece {
+            Piece::Literal(text) => {
+                in_query |= text.contains('?');
+                out.push_str(text);
+                continue;
+            }
+            Piece::Var(var) => var,
+        };
+        value.clear();
+        var.write(view, &mut value);
+        let value = String::from_utf8_lossy(&value);
+        match var {
+            Var::Capture(_) | Var::Uri if in_query => {
+                out.extend(utf8_percent_encode(&value, NOT_IN_VALUE));
+            }
+            Var::Capture(_) | Var::Uri => out.extend(path::encode(&value)),
+            _ => {
+                // `$request_uri` and `$is_args` bring one, too
+                in_query |= value.contains('?');
+                out.push_str(&value);
+            }
+        }
+    }
+    out
 }

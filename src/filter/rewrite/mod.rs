@@ -29,7 +29,7 @@ use serde::Deserialize;
 use super::{Filter, Flow};
 use crate::build::Build;
 use crate::exchange::vars::{self, Stage, Text, View};
-use crate::exchange::{Cx, Failure};
+use crate::exchange::{Cx, Failure, escape};
 use crate::http::header::encode_query;
 use crate::http::path;
 use crate::issue::At;
@@ -47,8 +47,8 @@ pub struct Config {
     /// Replaces a path that this regular expression matches by `to`; any other path stays.
     pub regex: Option<String>,
     /// The new path, with variables; groups of `regex` are `$name`, or `${1}` without a name. With a query
-    /// (`/x?a=1`) the client's query follows it after `&`; a `?` at the end drops the client's query (as nginx's
-    /// `rewrite`).
+    /// (`/x?a=1`) the client's query follows it after `&`; a `?` at the end, `/x?` or `/x?a=1?`, drops the client's query
+    /// (as nginx's `rewrite`).
     pub to: Option<String>,
     /// Changes of the query, once the path is another.
     pub query: Option<query::Config>,
@@ -85,6 +85,8 @@ enum Query {
     Drop,
     /// This one, then the client's.
     Prepend(Text),
+    /// This one alone.
+    Replace(Text),
 }
 
 impl Config {
@@ -176,8 +178,12 @@ impl Replacement {
             None => (to, Some(Query::Keep)),
             Some((path, "")) => (path, Some(Query::Drop)),
             Some((path, query)) => {
+                let (query, kind) = match query.strip_suffix('?') {
+                    Some(query) => (query, Query::Replace as fn(Text) -> Query),
+                    None => (query, Query::Prepend as fn(Text) -> Query),
+                };
                 let query = Text::compile_for(Stage::Request, &at, query, b);
-                (path, query.map(Query::Prepend))
+                (path, query.map(kind))
             }
         };
         let path = Text::compile_for(Stage::Request, &at, path, b);
@@ -211,8 +217,9 @@ impl Replacement {
             let query = match &self.query {
                 Query::Keep => client.map(str::to_owned),
                 Query::Drop => None,
+                Query::Replace(query) => Some(rendered(query, &view)),
                 Query::Prepend(query) => {
-                    let mut query: String = encode_query(&query.render(&view)).collect();
+                    let mut query = rendered(query, &view);
                     if let Some(client) = client {
                         query.push('&');
                         query.push_str(client);
@@ -226,6 +233,10 @@ impl Replacement {
         cx.captures.extend(route_captures);
         target
     }
+}
+
+fn rendered(query: &Text, view: &View<'_>) -> String {
+    encode_query(&escape::url(query, true, view)).collect()
 }
 
 /// A decoded path and an encoded query.
@@ -428,6 +439,18 @@ mod tests {
         assert_eq!(target("/y?a=1", "/x"), "/y?a=1");
         assert_eq!(target("/y?", "/x?b=2"), "/y");
         assert_eq!(target("/y?a=b c", "/x"), "/y?a=b%20c");
+        assert_eq!(target("/y?a=1?", "/x?b=2"), "/y?a=1");
+        assert_eq!(target("/y?a=$arg_b?", "/x?b=%20"), "/y?a=%20");
+    }
+
+    #[test]
+    fn a_group_is_one_value_in_the_query() {
+        let config = regex("^/u/(?<name>.*)$", "/user?name=$name&old=$uri");
+        let (_, cx) = run(&config, &[], "/u/a&b=1%+", "/u/a%26b=1%25+?c", &[]);
+        assert_eq!(
+            cx.target.as_deref(),
+            Some("/user?name=a%26b=1%25%2B&old=/u/a%26b=1%25%2B&c")
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use crate::build::Build;
 use crate::exchange::vars::{Stage, Text, View};
-use crate::exchange::{Failure, Reply};
+use crate::exchange::{Failure, Reply, escape};
 use crate::http::header::location;
 use crate::issue::At;
 use crate::value::FromShort;
@@ -32,7 +32,8 @@ use table::Table;
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The new place, with variables: a URL, or a path on the same host. This or `file`.
+    /// The new place, with variables: a URL, or a path on the same host. This or `file`. `$uri` and groups of the route's regex,
+    /// which are decoded, are encoded again.
     #[serde(default)]
     pub to: Option<String>,
     /// A text file with a redirect in each line: `/from /to`, and perhaps its own status. A `*` at the end of both stands for
@@ -141,7 +142,7 @@ impl Redirect {
     pub fn reply(&self, view: &View<'_>) -> Result<Reply, Failure> {
         let (status, to) = match &self.to {
             To::Fixed(to) => (self.status, to.clone()),
-            To::Text(text) => (self.status, location(&text.render(view))),
+            To::Text(text) => (self.status, location(&escape::url(text, false, view))),
             To::Table(table) => {
                 // It was there when the route was chosen, but a `rewrite` may have changed the path since.
                 let found = table.find(&view.cx.path).ok_or(Failure::NoRoute)?;
@@ -189,6 +190,15 @@ mod tests {
         let moved = reply("{ to: 'https://$host$uri', status: 308 }", "/a b");
         assert_eq!(moved.head.status, 308);
         assert_eq!(moved.head.headers["location"], "https://shop.example/a%20b");
+    }
+
+    #[test]
+    fn what_a_path_holds_stays_a_part_of_it() {
+        let found = reply("https://$host$uri?from=$uri&$arg_x", "/100%/a?b&c");
+        assert_eq!(
+            found.head.headers["location"],
+            "https://shop.example/100%25/a%3Fb&c?from=/100%25/a%3Fb%26c&"
+        );
     }
 
     #[test]
