@@ -111,7 +111,7 @@ fn a_dry_run_refuses_nobody_and_says_whom_it_would() {
     assert_eq!(lines, ["PASSED PASSED", "REJECTED_DRY_RUN PASSED"]);
     assert!(
         weir.error_log()
-            .contains("sites.main.limit_req would refuse")
+            .contains("sites.main.limit_req would refuse GET localhost/ from 127.0.0.1\n")
     );
 }
 

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method};
+use pingora::http::RequestHeader;
 
 use super::named::Memo;
 use super::pace::Pace;
@@ -48,6 +50,8 @@ pub struct Cx {
     pub request_id: OnceLock<String>,
     /// Name of the site that was chosen.
     pub site: Option<Arc<str>>,
+    /// The first of its hosts, if that is a name.
+    pub server_name: Option<Arc<str>>,
     /// Whether the request has a body, even an empty one; set before a backend gets its header.
     pub has_body: bool,
     /// Bytes of the request's body that the present try has seen.
@@ -55,7 +59,7 @@ pub struct Cx {
     /// Who the client is, as a policy has found.
     pub user: Option<String>,
     /// What a service that was asked about the request tells its backend.
-    pub vouched: Vec<(HeaderName, HeaderValue)>,
+    pub vouched: Vec<(Bytes, HeaderValue)>,
     /// What a token says that is a variable, in the order in which these were compiled.
     pub claims: Vec<Option<String>>,
     /// What came of `limit_req`, in nginx's words.
@@ -128,6 +132,7 @@ impl Cx {
             named: Memo::default(),
             request_id: OnceLock::new(),
             site: None,
+            server_name: None,
             has_body: false,
             body_received: 0,
             user: None,
@@ -180,6 +185,18 @@ impl Cx {
             let (high, low) = (key.hash_one(0u8), key.hash_one(1u8));
             format!("{high:016x}{low:016x}")
         })
+    }
+
+    /// Who asks for what, for the error log.
+    pub fn asked(&self, request: &RequestHeader) -> String {
+        let (method, path) = (&request.method, request.uri.path());
+        format!("{method} {}{path} from {}", self.host, self.client_name())
+    }
+
+    /// The client's address, for the error log.
+    pub fn client_name(&self) -> String {
+        let client = self.client.map(|client| client.to_string());
+        client.unwrap_or_else(|| "unix".to_owned())
     }
 
     /// `http` or `https`, as the client spoke to weir.

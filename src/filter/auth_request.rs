@@ -16,6 +16,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -186,11 +187,11 @@ impl AuthRequest {
     }
 
     /// What of the service's answer goes to the backend.
-    fn vouched(&self, answer: &ResponseHeader) -> Vec<(HeaderName, HeaderValue)> {
+    fn vouched(&self, answer: &ResponseHeader) -> Vec<(Bytes, HeaderValue)> {
         let mut vouched = Vec::new();
         for name in &self.copy {
             let values = answer.headers.get_all(name.name()).iter();
-            vouched.extend(values.map(|value| (name.name().clone(), value.clone())));
+            vouched.extend(values.map(|value| (name.written(), value.clone())));
         }
         vouched
     }
@@ -202,7 +203,7 @@ fn refusal(answer: &ResponseHeader) -> Flow {
     for challenge in answer.headers.get_all(header::WWW_AUTHENTICATE) {
         let _ = reply
             .head
-            .append_header(header::WWW_AUTHENTICATE, challenge.clone());
+            .append_header("WWW-Authenticate", challenge.clone());
     }
     let status = answer.status.as_u16();
     Flow::Refuse(Failure::AuthRequest { status }, reply)

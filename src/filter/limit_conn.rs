@@ -93,7 +93,7 @@ impl Filter for LimitConn {
                 Some(place) => cx.held.push(Box::new(place)),
                 None if limit.dry_run => {
                     cx.limit_conn = Some("REJECTED_DRY_RUN");
-                    log::info!("{} would refuse a request", limit.place);
+                    log::info!("{} would refuse {}", limit.place, cx.asked(request));
                 }
                 None => {
                     cx.limit_conn = Some("REJECTED");

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ahash::RandomState;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use schemars::JsonSchema;
@@ -131,7 +131,7 @@ impl Filter for LimitReq {
                 }
                 Verdict::Reject(_) if limit.dry_run => {
                     status.dry("REJECTED_DRY_RUN");
-                    log::info!("{} would refuse a request", limit.place);
+                    log::info!("{} would refuse {}", limit.place, cx.asked(request));
                 }
                 Verdict::Reject(after) => {
                     self.give_back(i, &view);
@@ -236,7 +236,7 @@ impl Limit {
         let mut reply = Reply::empty(StatusCode::TOO_MANY_REQUESTS);
         let head = &mut reply.head;
         // Static names with values made here cannot be refused.
-        let _ = head.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds));
+        let _ = head.insert_header("Retry-After", HeaderValue::from(seconds));
         let _ = head.insert_header("RateLimit-Policy", self.policy.clone());
         let _ = head.insert_header("RateLimit", format!("\"limit_req\";r=0;t={seconds}"));
         reply

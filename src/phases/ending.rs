@@ -20,14 +20,9 @@ pub(super) fn cut(kind: &str, method: &Method, cx: &Cx) -> String {
         "{kind} {method} {}{} from {}, {:.1} s old",
         cx.host,
         cx.path.escape_debug(),
-        client_name(cx),
+        cx.client_name(),
         cx.started.elapsed().as_secs_f64(),
     )
-}
-
-pub(super) fn client_name(cx: &Cx) -> String {
-    let client = cx.client.map(|client| client.to_string());
-    client.unwrap_or_else(|| "unix".to_owned())
 }
 
 /// One line for the operator about a request that weir ended.
@@ -46,12 +41,9 @@ pub(super) fn report(request: &RequestHeader, x: &Exchange, failure: Failure, e:
     };
     log::log!(
         level,
-        "{}: {} {}{} from {}: {asked}{}",
+        "{}: {}: {asked}{}",
         failure.word(),
-        request.method,
-        cx.host,
-        request.uri.path(),
-        client_name(cx),
+        cx.asked(request),
         crate::handler::proxy::brief(e),
     );
 }

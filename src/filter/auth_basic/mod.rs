@@ -106,7 +106,7 @@ impl AuthBasic {
         // A static name with a value made at load cannot be refused.
         let _ = reply
             .head
-            .insert_header(header::WWW_AUTHENTICATE, self.challenge.clone());
+            .insert_header("WWW-Authenticate", self.challenge.clone());
         Flow::Refuse(Failure::AuthBasic, reply)
     }
 }

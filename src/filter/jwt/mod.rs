@@ -118,7 +118,11 @@ impl Filter for Jwt {
             }
             Err(Flaw::NoKeys) => Flow::Fail(Failure::JwtKeys),
             Err(flaw) => {
-                log::info!("jwt: a token is refused: {}", flaw.text());
+                log::info!(
+                    "jwt: a token is refused: {}: {}",
+                    flaw.text(),
+                    cx.asked(request)
+                );
                 self.refuse(1)
             }
         }
@@ -160,7 +164,7 @@ impl Jwt {
         // A static name with a value made at load cannot be refused.
         let _ = reply
             .head
-            .insert_header(header::WWW_AUTHENTICATE, self.challenges[challenge].clone());
+            .insert_header("WWW-Authenticate", self.challenges[challenge].clone());
         Flow::Refuse(Failure::Jwt, reply)
     }
 
