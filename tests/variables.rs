@@ -49,6 +49,26 @@ fn what_the_backend_said_is_logged_though_the_client_does_not_see_it() {
 }
 
 #[test]
+fn the_server_is_called_by_the_first_of_its_hosts() {
+    let weir = Setup::new().start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        sites:
+          shop:
+            hosts: [shop.example, '*.shop.example']
+            routes: [{ redirect: 'https://$server_name$request_uri' }]
+          rest:
+            hosts: ['*']
+            routes: [{ respond: '[$server_name] $site' }]
+        ",
+    );
+    let shop = weir.fetch(&get("/a?b").host("www.shop.example"));
+    let place = Some("https://shop.example/a?b");
+    assert_eq!(shop.header("location"), place);
+    assert_eq!(weir.get("/").text(), "[] rest");
+}
+
+#[test]
 fn a_connection_counts_its_requests() {
     let template = "$connection_requests $connection_time $tcpinfo_rtt $ssl_alpn_protocol $http2";
     let weir = start(template);

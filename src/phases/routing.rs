@@ -57,6 +57,7 @@ pub(super) fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::R
         return Err(Failure::Misdirected);
     }
     cx.site = Some(site.name.clone());
+    cx.server_name.clone_from(&site.server_name);
     let mut captures = Vec::new();
     match site.find_route(&facts(request, cx, &cx.path), &mut captures) {
         Some(route) => {

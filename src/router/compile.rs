@@ -137,8 +137,13 @@ impl config::Site {
             routes.extend(route.compile(&at.index(i), name, &chain, b).map(Arc::new));
         }
         b.claims.truncate(claims);
+        let server_name = match hosts.first() {
+            None | Some(Host::Any) => None,
+            Some(host) => Some(host.to_string().into()),
+        };
         let site = Site {
             name: name.into(),
+            server_name,
             hosts,
             paths: PathTree::new(
                 routes

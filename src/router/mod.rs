@@ -40,6 +40,8 @@ pub struct Router {
 /// What to do with the requests for some hosts.
 pub struct Site {
     pub name: Arc<str>,
+    /// The first of `hosts` as it is written, unless it is `*`: what nginx calls so.
+    pub server_name: Option<Arc<str>>,
     hosts: Vec<Host>,
     pub routes: Vec<Arc<Route>>,
     /// The policies of the site, for answers to requests that no route takes.

@@ -65,6 +65,8 @@ pub enum Var {
     /// All values of a header of the response.
     SentHttp(HeaderName),
     ServerAddr,
+    /// The first of the site's hosts.
+    ServerName,
     ServerPort,
     ServerProtocol,
     Site,
@@ -179,7 +181,7 @@ static NAMES: &[(&str, Var, Stage)] = &[
     ("request_uri", Var::RequestUri, Stage::Request),
     ("scheme", Var::Scheme, Stage::Request),
     ("server_addr", Var::ServerAddr, Stage::Request),
-    ("server_name", Var::Site, Stage::Request),
+    ("server_name", Var::ServerName, Stage::Request),
     ("server_port", Var::ServerPort, Stage::Request),
     ("server_protocol", Var::ServerProtocol, Stage::Request),
     ("site", Var::Site, Stage::Request),

@@ -45,6 +45,7 @@ fn cx() -> Cx {
     cx.captures = vec!["42".into()];
     cx.request_id = "id-1".to_owned().into();
     cx.site = Some("shop".into());
+    cx.server_name = Some("shop.example".into());
     cx.status = 200;
     cx.body_bytes_sent = 5;
     cx.bytes_sent = 105;
@@ -182,7 +183,7 @@ fn variables_mean_what_they_mean_in_nginx() {
         ("$ssl_protocol", "TLSv1.3"),
         ("$ssl_cipher", "TLS_AES_128_GCM_SHA256"),
         ("$ssl_server_name", "shop.example"),
-        ("$server_name", "shop"),
+        ("$server_name", "shop.example"),
         ("$site", "shop"),
         ("$listener", "https"),
         ("$remote_user", "-"),

@@ -90,6 +90,7 @@ impl Var {
             Var::Scheme => put(cx.scheme(), out),
             Var::SentHttp(name) => joined(&view.response?.headers, name, out)?,
             Var::ServerAddr => address(connection.local.map(|local| local.ip()), out),
+            Var::ServerName => put(cx.server_name.as_deref()?, out),
             Var::ServerPort => number(connection.local?.port(), out),
             Var::ServerProtocol => match &cx.unread {
                 Some(line) => put(some(words(line)[2])?, out),
