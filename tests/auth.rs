@@ -248,6 +248,37 @@ fn a_link_that_is_signed_works_until_it_expires() {
 }
 
 #[test]
+fn a_parameter_that_a_link_is_bound_to_has_one_value() {
+    let weir = Setup::new().start_site(
+        "
+        signed_url: { secret: 0123456789abcdef, bind: $arg_user }
+        routes: [{ respond: ok }]
+        ",
+    );
+    let signed = |user: &str| {
+        let message = format!("/x\n4102444800\n{user}");
+        let signature = hmac_sha256(b"0123456789abcdef", message.as_bytes()).unwrap();
+        let signature = boring::base64::encode_block(&signature);
+        let signature = signature
+            .replace('+', "-")
+            .replace('/', "_")
+            .replace('=', "");
+        format!("expires=4102444800&signature={signature}")
+    };
+    let (own, nobodys) = (signed("me"), signed(""));
+    for (query, status) in [
+        (format!("user=me&{own}"), 200),
+        (nobodys.clone(), 200),
+        (format!("user=me&{own}&user=admin"), 403),
+        (format!("USER=me&{own}&user=admin"), 403),
+        (format!("user=me&{own}&%75ser=admin"), 403),
+        (format!("%75ser=admin&{nobodys}"), 403),
+    ] {
+        assert_eq!(weir.get(&format!("/x?{query}")).status, status, "{query}");
+    }
+}
+
+#[test]
 fn tokens_are_checked_and_their_claims_are_variables() {
     let app = Origin::fixed("ok");
     let weir = Weir::with("app", &app).start(

@@ -28,9 +28,9 @@ use serde::Deserialize;
 
 use super::{Filter, Flow};
 use crate::build::Build;
-use crate::exchange::vars::{Stage, Text, View};
+use crate::exchange::vars::{Piece, Stage, Text, Var, View};
 use crate::exchange::{Cx, Failure, date};
-use crate::http::base64url;
+use crate::http::{base64url, query};
 use crate::issue::At;
 use crate::value::OneOrMany;
 
@@ -40,7 +40,8 @@ use crate::value::OneOrMany;
 pub struct Config {
     /// What links are signed with, of at least 16 bytes; a list while an old secret is exchanged for a new one.
     secret: OneOrMany<String>,
-    /// A text with variables that is signed as well: `$remote_addr` for a link that works for one client only, `$arg_user`.
+    /// A text with variables that is signed as well: `$remote_addr` for a link that works for one client only, `$arg_user`. A
+    /// parameter in it may be there once.
     bind: Option<String>,
 }
 
@@ -68,8 +69,11 @@ impl Filter for SignedUrl {
             response: None,
             wall,
         };
-        let bind = self.bind.as_ref().map(|text| text.render(&view));
         let query = request.uri.query().unwrap_or_default();
+        if self.bind.as_ref().is_some_and(|bind| is_vague(bind, query)) {
+            return Flow::Fail(Failure::SignedUrl);
+        }
+        let bind = self.bind.as_ref().map(|text| text.render(&view));
         let now = date::since_epoch(wall).as_secs();
         match self.judge(&cx.path, query, bind.as_deref(), now) {
             Verdict::Good => Flow::Continue,
@@ -117,6 +121,24 @@ fn only<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     values.next().filter(|_| values.next().is_none())
 }
 
+/// Whether a parameter that is bound is there more than once, in whatever case, or with its name encoded: whoever reads the
+/// query behind us may take another value for it than the one that is signed.
+fn is_vague(bind: &Text, query: &str) -> bool {
+    let is_vague = |bound: &str| {
+        let mut names = query::parameters(query)
+            .map(|(_, name, _)| name)
+            .filter(|name| {
+                let name: Vec<u8> = query::decode(name).collect();
+                name.eq_ignore_ascii_case(bound.as_bytes())
+            });
+        let first = names.next();
+        first.is_some_and(|name| !name.eq_ignore_ascii_case(bound)) || names.next().is_some()
+    };
+    bind.pieces()
+        .iter()
+        .any(|piece| matches!(piece, Piece::Var(Var::Arg(name)) if is_vague(name)))
+}
+
 impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<SignedUrl> {
         let before = b.issues.errors();
@@ -158,6 +180,7 @@ impl std::fmt::Debug for SignedUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::issue::Sources;
 
     const SECRET: &str = "0123456789abcdef";
 
@@ -206,6 +229,24 @@ mod tests {
         assert_eq!(judge(Some("192.0.2.1")), Verdict::Good);
         assert_eq!(judge(Some("192.0.2.2")), Verdict::Bad);
         assert_eq!(judge(None), Verdict::Bad);
+    }
+
+    #[test]
+    fn a_parameter_that_is_bound_has_one_value() {
+        let sources = Sources::default();
+        let mut b = Build::new(&sources);
+        let bind = Text::compile(&At::Root, "x$arg_user", &mut b).unwrap();
+        for query in ["", "user=me", "User=me&users=a&a=user", "a=1&user"] {
+            assert!(!is_vague(&bind, query), "{query}");
+        }
+        for query in [
+            "user=me&user=admin",
+            "USER=me&user=admin",
+            "user=me&%75ser=admin",
+            "%75ser=admin",
+        ] {
+            assert!(is_vague(&bind, query), "{query}");
+        }
     }
 
     #[test]
