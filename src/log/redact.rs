@@ -5,12 +5,12 @@
 //! ```
 //!
 //! A value that is left out is written [`MASK`], wherever it would stand in the line: a parameter in the target, in the
-//! query alone and in the `Referer`, a cookie in the `Cookie` header as well.
+//! query alone, in the `Referer` and in a `Location`, a cookie in the `Cookie` header as well.
 
 use std::ops::Range;
 
 use http::HeaderName;
-use http::header::{COOKIE, REFERER};
+use http::header::{COOKIE, LOCATION, REFERER, SET_COOKIE};
 use percent_encoding::percent_decode;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -30,7 +30,7 @@ pub struct Config {
     pub args: Vec<String>,
     /// Fields of the request's header and of the answer's.
     pub headers: Vec<String>,
-    /// Cookies of the request.
+    /// Cookies of the request, and what `$upstream_cookie_NAME` says of them.
     pub cookies: Vec<String>,
 }
 
@@ -71,7 +71,11 @@ impl Redact {
                 hide(out, start..out.len());
             }
             Var::Args => self.hide_args(out, start),
-            Var::Request | Var::RequestUri | Var::Http(REFERER) => {
+            Var::Request
+            | Var::RequestUri
+            | Var::Http(REFERER)
+            | Var::SentHttp(LOCATION)
+            | Var::UpstreamHttp(LOCATION) => {
                 if let Some(query) = memchr::memchr(b'?', &out[start..]) {
                     self.hide_args(out, start + query + 1);
                 }
@@ -85,9 +89,14 @@ impl Redact {
     /// Whether the whole value is to be left out.
     fn is_hidden(&self, var: &Var) -> bool {
         match var {
-            Var::Http(name) | Var::SentHttp(name) => self.headers.contains(name),
+            Var::Http(name) | Var::SentHttp(name) | Var::UpstreamHttp(name) => {
+                self.headers.contains(name)
+            }
             Var::Arg(name) => self.has_arg(name.as_bytes()),
-            Var::Cookie(name) => self.has_cookie(name.as_bytes()),
+            Var::Cookie(name) => self.headers.contains(&COOKIE) || self.has_cookie(name.as_bytes()),
+            Var::UpstreamCookie(name) => {
+                self.headers.contains(&SET_COOKIE) || self.has_cookie(name.as_bytes())
+            }
             _ => false,
         }
     }
@@ -152,7 +161,7 @@ mod tests {
     use std::time::{Instant, SystemTime};
 
     use http::header::AUTHORIZATION;
-    use pingora::http::RequestHeader;
+    use pingora::http::{RequestHeader, ResponseHeader};
     use proptest::prelude::*;
 
     use super::*;
@@ -162,14 +171,22 @@ mod tests {
     fn written(var: &Var, request: &RequestHeader) -> String {
         let redact = Redact {
             args: vec!["token".to_owned(), "key".to_owned()],
-            headers: vec![AUTHORIZATION],
+            headers: vec![AUTHORIZATION, SET_COOKIE],
             cookies: vec!["session".to_owned()],
         };
-        let cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
+        let mut answer = ResponseHeader::build(302, None).unwrap();
+        for (name, value) in [
+            ("Location", "/login?next=%2F&token=1"),
+            ("Set-Cookie", "session=s3cret"),
+        ] {
+            answer.append_header(name, value).unwrap();
+        }
+        let mut cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
+        cx.upstream = Some(Box::new(answer.headers.clone()));
         let view = View {
             cx: &cx,
             request,
-            response: None,
+            response: Some(&answer),
             wall: SystemTime::UNIX_EPOCH,
         };
         let mut out = b"before ".to_vec();
@@ -220,6 +237,16 @@ mod tests {
         );
         assert_eq!(written(&Var::Cookie("session".into()), &request), "***");
         assert_eq!(written(&Var::Cookie("a".into()), &request), "b");
+        for var in [
+            Var::SentHttp(SET_COOKIE),
+            Var::UpstreamHttp(SET_COOKIE),
+            Var::UpstreamCookie("session".into()),
+        ] {
+            assert_eq!(written(&var, &request), "***", "{var:?}");
+        }
+        for var in [Var::SentHttp(LOCATION), Var::UpstreamHttp(LOCATION)] {
+            assert_eq!(written(&var, &request), "/login?next=%2F&token=***");
+        }
     }
 
     proptest! {
