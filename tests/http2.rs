@@ -1,8 +1,9 @@
 //! HTTP/2 over TLS.
 
-use crate::harness::Weir;
-use crate::harness::client::{Connection, Request, get, post};
+use crate::harness::client::{Connection, Http2, Request, get, post};
 use crate::harness::origin::Origin;
+use crate::harness::wait::{PATIENCE, eventually};
+use crate::harness::{Setup, Weir};
 
 const DOCUMENT: &str = "
     listeners: { https: { bind: '127.0.0.1:{https}', tls: {} } }
@@ -93,6 +94,24 @@ fn headers_that_http2_forbids_are_not_sent() {
     for name in ["transfer-encoding", "keep-alive", "connection"] {
         assert_eq!(answer.header(name), None, "{name}");
     }
+}
+
+#[test]
+fn an_answer_comes_before_its_request_is_given_up() {
+    let weir = Setup::new().start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        sites: { main: { hosts: ['*'], routes: [{ body_limit: 1KiB, respond: ok }] } }
+        ",
+    );
+    // a client that is slow to go on loses its stream after a while, as it may
+    eventually(PATIENCE, || {
+        let mut connection = Http2::tcp(weir.address("http")).unwrap();
+        let request = post("/", "").header("Content-Length", "5000");
+        let mut dialogue = connection.open(&request).unwrap();
+        while dialogue.hear().unwrap().is_some() {}
+        dialogue.say(&"x".repeat(5000), true).is_ok()
+    });
 }
 
 #[test]

@@ -45,6 +45,10 @@ const TUNNEL_BUFFER: usize = 8 * 1024;
 /// For ever, where no time limit is set.
 const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
+/// How long a client may go on with a body that nobody reads, once it has its answer, before its stream is reset: many (curl
+/// 7.88 is one) lose an answer that comes together with the reset. (nginx: `lingering_timeout`.)
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Fields that speak about a connection of HTTP/1 (RFC 9113 section 8.2.2).
 const OF_HTTP1: [HeaderName; 5] = [
     header::TRANSFER_ENCODING,
@@ -359,6 +363,23 @@ impl Session {
     fn reset(&mut self, reason: Reason) {
         if !std::mem::replace(&mut self.ended, true) {
             self.respond.send_reset(reason);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let is_answered = self.ended && self.written.is_some();
+        if !is_answered || self.body.is_end_stream() {
+            return;
+        }
+        // As long as somebody has a handle, the engine does not reset the stream; what comes is thrown away.
+        let handle = self.body.flow_control().clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                sleep(LINGER).await;
+                drop(handle);
+            });
         }
     }
 }
