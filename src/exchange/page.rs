@@ -74,6 +74,11 @@ impl Config {
                     content: Content::Fixed(bytes),
                 })
             }
+            (None, Some(body)) if is_path(body) => {
+                b.error(at, format!("`{body}` would be the page itself"))
+                    .hint("`{ file: ... }` is a file, `{ path: ... }` in `errors` what a route answers");
+                None
+            }
             (None, Some(body)) => {
                 let html = HeaderValue::from_static("text/html; charset=utf-8");
                 let content_type = content_type.unwrap_or(html);
@@ -108,6 +113,13 @@ impl Page {
         };
         (self.content_type.clone(), body)
     }
+}
+
+/// Whether what is given as a text looks like the place of a page, which is what nginx's `error_page` takes.
+fn is_path(body: &str) -> bool {
+    const ENDS: [&str; 4] = [".html", ".htm", ".json", ".txt"];
+    let is_place = body.starts_with('/') || ENDS.iter().any(|end| body.ends_with(end));
+    is_place && !body.contains([' ', '\n', '<'])
 }
 
 fn read(at: &At<'_>, file: &Path, b: &mut Build<'_>) -> Option<Bytes> {

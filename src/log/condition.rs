@@ -52,14 +52,25 @@ impl Config {
     pub fn compile(&self, at: &At<'_>, b: &mut Build<'_>) -> Option<Condition> {
         let Some((left, operator, right)) = split(&self.0) else {
             let text = Text::compile(at, &self.0, b)?;
-            return match is_constant(&text) {
-                true => refuse(at, "names no variable: it would hold always or never", b),
-                false => Some(Condition {
-                    text,
-                    test: Test::True,
-                }),
-            };
+            let is_literal = |piece: &Piece| matches!(piece, Piece::Literal(_));
+            if text.pieces().iter().all(is_literal) {
+                return refuse(at, "names no variable: it would hold always or never", b);
+            }
+            // `$status>=400` is one
+            if text.pieces().iter().any(is_literal) {
+                let message = "would hold always: a comparison has blanks around its operator";
+                return refuse(at, message, b);
+            }
+            return Some(Condition {
+                text,
+                test: Test::True,
+            });
         };
+        if self.0.contains(" && ") || self.0.contains(" || ") {
+            b.error(at, "more than one comparison")
+                .hint("a `map` over several variables makes one of them");
+            return None;
+        }
         let text = Text::compile(at, left, b);
         let number = |order, b: &mut Build<'_>| match right.parse() {
             Ok(number) => Some(Test::Number(order, number)),
@@ -92,12 +103,6 @@ fn split(text: &str) -> Option<(&str, &str, &str)> {
         let (left, right) = text.split_once(&format!(" {operator} "))?;
         Some((left.trim(), *operator, right.trim()))
     })
-}
-
-fn is_constant(text: &Text) -> bool {
-    text.pieces()
-        .iter()
-        .all(|piece| matches!(piece, Piece::Literal(_)))
 }
 
 fn refuse<T>(at: &At<'_>, message: &str, b: &mut Build<'_>) -> Option<T> {
@@ -216,6 +221,11 @@ mod tests {
     fn what_is_no_condition_is_refused() {
         for (text, message) in [
             ("always", "names no variable: it would hold always or never"),
+            (
+                "$status>=400",
+                "would hold always: a comparison has blanks around its operator",
+            ),
+            ("$status == 1 || $status == 2", "more than one comparison"),
             ("$status >= many", "`many` is not a number"),
             ("$statsu == 200", "no variable named `$statsu`"),
         ] {
