@@ -97,7 +97,7 @@ fn page_may_be_what_a_route_answers() {
             errors: { 400-599: { path: /sorry/ }, 404: { path: /gone }, intercept: true }
             routes:
               - { match: { prefix: /sorry }, access: { deny: all }, files: www }
-              - { match: { path: /gone }, respond: { status: 200, body: 'gone from $host$uri' } }
+              - { match: { path: /gone }, respond: { status: 200, body: '$request_uri gone from $host$uri' } }
               - { match: { path: /closed }, respond: { status: 503 } }
               - { match: { path: /dead }, proxy: dead }
               - { match: { prefix: /app }, proxy: app }
@@ -108,7 +108,7 @@ fn page_may_be_what_a_route_answers() {
         ("/closed", 503, "<p>sorry</p>"),
         ("/dead", 502, "<p>sorry</p>"),
         ("/app", 500, "<p>sorry</p>"),
-        ("/nothing", 404, "gone from localhost/gone"),
+        ("/nothing", 404, "/nothing gone from localhost/gone"),
         // its own policies refuse it, its page is still shown
         ("/sorry/", 403, "<p>sorry</p>"),
     ] {

@@ -42,6 +42,8 @@ pub struct Cx {
     pub captures: Vec<String>,
     /// Path and query to send upstream where a filter rewrote them; otherwise what the client sent goes out.
     pub target: Option<String>,
+    /// While a route makes the page for an error: what the client asked for (nginx's `$request_uri`).
+    pub page_of: Option<Box<[u8]>>,
     /// The method by which backends are asked where a filter changed it.
     pub method: Option<Method>,
     /// The variables that the document defines.
@@ -128,6 +130,7 @@ impl Cx {
             is_stripped_whole: false,
             captures: Vec::new(),
             target: None,
+            page_of: None,
             method: None,
             named: Memo::default(),
             request_id: OnceLock::new(),

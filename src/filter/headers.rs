@@ -239,6 +239,14 @@ impl Value {
     }
 }
 
+impl Headers {
+    /// Whether what an answer has under that name goes.
+    pub fn replaces(&self, name: &HeaderName) -> bool {
+        let mut changes = self.response.changes.iter();
+        changes.any(|change| change.replace && change.name.name() == name)
+    }
+}
+
 impl Filter for Headers {
     fn inherit(self, farther: &Headers) -> Headers {
         Headers {

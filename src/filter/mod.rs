@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use http::header;
 use pingora::http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::de::MapAccess;
@@ -209,6 +210,7 @@ macro_rules! registry {
                     waits: false,
                 };
                 chain.check(self, at, b);
+                chain.check_vary(self, at, b);
                 let empty = chain.names().next().is_none();
                 let waits = [$(chain.$key.as_ref().is_some_and(|filter| filter.may_wait())),+];
                 let waits = waits.contains(&true);
@@ -336,6 +338,46 @@ impl Chain {
                 "`jwt` and `auth_basic` both want `Authorization`, of which a request has one";
             b.error(&at.key(key), what)
                 .hint("say where else the token is, as in `jwt: { token: $cookie_session }`, or turn one of them `off` here");
+        }
+    }
+
+    /// Warns of an answer whose `Vary` says less than policies made it depend on, where `level` gives one of them.
+    fn check_vary(&self, level: &Filters, at: &At<'_>, b: &mut Build<'_>) {
+        let varying = [
+            (
+                "decompress",
+                self.decompress.is_some(),
+                level.decompress.is_some(),
+            ),
+            (
+                "compress",
+                self.compress.is_some(),
+                level.compress.is_some(),
+            ),
+            (
+                "cors",
+                self.cors.as_ref().is_some_and(|cors| cors.varies()),
+                level.cors.is_some(),
+            ),
+        ];
+        let replaced = self
+            .headers
+            .as_ref()
+            .is_some_and(|headers| headers.replaces(&header::VARY));
+        let first = varying
+            .iter()
+            .find(|(_, is_on, is_new)| *is_on && (*is_new || level.headers.is_some()));
+        if let (true, Some((key, ..))) = (replaced, first) {
+            let place = if level.headers.is_some() {
+                "headers"
+            } else {
+                key
+            };
+            let what = format!(
+                "`headers` replaces the `Vary` of `{key}`, so that caches give answers to clients they are not for"
+            );
+            b.warn(&at.key(place), what)
+                .hint("`add: { Vary: ... }` leaves what is there");
         }
     }
 

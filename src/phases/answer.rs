@@ -10,7 +10,7 @@ use pingora::protocols::http::ServerSession;
 
 use super::routing::{facts, reroute};
 use super::{Chosen, Exchange, grpc, send, status};
-use crate::exchange::vars::View;
+use crate::exchange::vars::{View, request_uri};
 use crate::exchange::{Failure, Reply};
 use crate::filter::Flow;
 use crate::handler::Handler;
@@ -102,7 +102,9 @@ pub(super) async fn with_page_of_route(
     let path = std::mem::replace(&mut x.cx.path, path);
     let captures = std::mem::replace(&mut x.cx.captures, captures);
     let target = x.cx.target.take();
+    x.cx.page_of = Some(request_uri(request).into());
     let page = act(&route, &get, x, live).await;
+    x.cx.page_of = None;
     (x.cx.path, x.cx.captures, x.cx.target) = (path, captures, target);
     if let Ok(Outcome::Reply(page)) = page
         && page.head.status == StatusCode::OK

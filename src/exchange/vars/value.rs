@@ -85,7 +85,10 @@ impl Var {
             Var::RequestTime => date::seconds(request_time(cx)?, out),
             Var::RequestUri => match &cx.unread {
                 Some(line) => put(some(words(line)[1])?, out),
-                None => put(request_uri(view.request), out),
+                None => {
+                    let whole = cx.page_of.as_deref();
+                    put(whole.unwrap_or_else(|| request_uri(view.request)), out);
+                }
             },
             Var::Scheme => put(cx.scheme(), out),
             Var::SentHttp(name) => joined(&view.response?.headers, name, out)?,
