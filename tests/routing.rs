@@ -1,7 +1,7 @@
 //! Which site and route a request takes.
 
-use crate::harness::Weir;
 use crate::harness::client::{Request, get};
+use crate::harness::{Setup, Weir};
 
 /// Sites that answer with their name.
 fn start_sites(sites: &[(&str, &str)]) -> Weir {
@@ -169,6 +169,21 @@ fn captures_of_a_regex_become_variables() {
     let location = answer.header("location");
     assert_eq!(location, Some("http://localhost/users/42?page=home"));
     assert_no_route(&weir, &get("/u/x/home"));
+}
+
+#[test]
+fn a_line_break_does_not_get_past_a_regex() {
+    let weir = Setup::new().start_site(
+        "
+        routes:
+          - { match: { regex: '^/admin/(?<page>.*)$' }, access: { deny: all }, respond: secret }
+          - respond: public
+        ",
+    );
+    for target in ["/admin/x", "/admin/%0ax", "/admin/x%0a", "/admin/%0d%0a"] {
+        assert_eq!(weir.get(target).status, 403, "{target}");
+    }
+    assert_eq!(weir.get("/admi%0an/x").text(), "public");
 }
 
 #[test]

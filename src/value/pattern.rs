@@ -1,11 +1,15 @@
 //! Regular expressions of the configuration, built once at load.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use regex_syntax::hir::{Hir, HirKind, Look};
 
 /// Compiles a regular expression; the error is its essence in one line, without the drawing that `regex` makes.
+///
+/// `.` is any character: a path with a line break in it (`%0A`) must not get past the route that is to guard it.
 pub fn regex(pattern: &str) -> Result<Regex, String> {
-    Regex::new(pattern).map_err(|error| {
+    let mut builder = RegexBuilder::new(pattern);
+    builder.dot_matches_new_line(true);
+    builder.build().map_err(|error| {
         let drawing = error.to_string();
         let last = drawing.lines().last().unwrap_or_default();
         last.strip_prefix("error: ").unwrap_or(last).to_owned()
