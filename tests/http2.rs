@@ -37,11 +37,10 @@ fn http2_is_not_offered_where_it_is_not_wanted() {
     let document = DOCUMENT.replace("tls: {} }", "tls: {}, protocols: [h1] }");
     let weir = Weir::with("app", "127.0.0.1:1").start(&document);
     assert!(weir.connect_tls("localhost").fetch(&get("/local")).is_ok());
-    // a client that insists is turned away, in the handshake or right after it
-    let insisting = crate::harness::client::Http2::connect(weir.address("https"), "localhost");
-    assert!(
-        insisting.is_err() || insisting.is_ok_and(|mut client| client.fetch(&get("/")).is_err())
-    );
+    // a client that speaks nothing else learns it in the handshake
+    let refused = Connection::tls_for_http2(weir.address("https"), "localhost");
+    let error = refused.err().expect("no handshake").to_string();
+    assert!(error.contains("NO_APPLICATION_PROTOCOL"), "{error}");
 }
 
 #[test]

@@ -440,6 +440,7 @@ fn tls_facts(stream: &SslStream<ClientStream>, acceptor: &Acceptor) -> TlsFacts 
         alpn: match ssl.selected_alpn_protocol() {
             Some(b"h2") => "h2",
             Some(b"http/1.1") => "http/1.1",
+            Some(b"http/1.0") => "http/1.0",
             _ => "",
         },
         resumed: ssl.session_reused(),

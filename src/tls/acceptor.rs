@@ -78,12 +78,13 @@ impl Acceptor {
         builder.set_sigalgs_list(SIGNATURES)?;
         builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE);
         let offer: &'static [u8] = match (settings.protocols.h1, settings.protocols.h2) {
-            (true, true) => b"\x02h2\x08http/1.1",
+            (true, true) => b"\x02h2\x08http/1.1\x08http/1.0",
             (false, true) => b"\x02h2",
-            _ => b"\x08http/1.1",
+            _ => b"\x08http/1.1\x08http/1.0",
         };
+        // Who speaks another protocol may be a client that was led here from its own server (RFC 7301 section 3.2).
         builder.set_alpn_select_callback(move |_, client| {
-            select_next_proto(offer, client).ok_or(AlpnError::NOACK)
+            select_next_proto(offer, client).ok_or(AlpnError::ALERT_FATAL)
         });
         resume_sessions(&mut builder, &settings)?;
         if let Some(client_auth) = &settings.client_auth {
