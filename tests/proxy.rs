@@ -25,6 +25,28 @@ fn request_arrives_as_the_client_sent_it() {
 }
 
 #[test]
+fn url_for_a_target_arrives_as_a_path() {
+    let app = Origin::fixed("ok");
+    let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");
+    let mut connection = weir.connect();
+    for (target, path) in [
+        ("http://shop.example/a?b", "/a?b"),
+        ("http://shop.example?b", "/?b"),
+        ("http://shop.example", "/"),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\n\r\n");
+        connection.send(request.as_bytes()).expect("send");
+        assert_eq!(connection.read().expect("an answer").status, 200);
+        let requests = app.requests();
+        let got = requests.last().expect("a request");
+        assert_eq!(
+            (got.target(), got.header("host")),
+            (path, Some("shop.example"))
+        );
+    }
+}
+
+#[test]
 fn forwarded_headers_tell_of_the_client_and_nothing_else_is_added() {
     let app = Origin::fixed("ok");
     let weir = Weir::with("app", &app).start_site("routes: [{ proxy: app }]");

@@ -18,11 +18,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::Stream;
-use http::{HeaderMap, HeaderValue, Version, header};
+use http::{HeaderMap, Version, header};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
-use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::{HttpTask, ServerSession};
@@ -89,31 +88,6 @@ pub(super) fn restore(session: &mut ServerSession, x: &mut Exchange) {
 pub(super) fn frame(upstream: &mut RequestHeader, length: u64) -> Result<()> {
     upstream.remove_header(&header::TRANSFER_ENCODING);
     upstream.insert_header(header::CONTENT_LENGTH, length)
-}
-
-/// Gives a request with an absolute target the form for an origin (RFC 9112 section 3.2). Pingora sees to it that such a
-/// target and `Host` agree, but not for sessions that it does not know.
-///
-/// # Errors
-/// None that a target which was parsed before could cause.
-pub(super) fn make_origin_form(upstream: &mut RequestHeader) -> Result<()> {
-    let target = raw_target_authority(upstream.raw_path());
-    let RawTargetAuthority::Absolute {
-        authority,
-        path_and_query,
-        ..
-    } = target
-    else {
-        return Ok(());
-    };
-    let (authority, mut path) = (authority.to_vec(), path_and_query.to_vec());
-    if !path.starts_with(b"/") {
-        path.insert(0, b'/');
-    }
-    let host = HeaderValue::from_bytes(&authority);
-    let host = host.or_err(ErrorType::InvalidHTTPHeader, "the authority of a target")?;
-    upstream.insert_header(header::HOST, host)?;
-    upstream.set_raw_path(&path)
 }
 
 async fn read(client: &mut ServerSession, x: &mut Exchange, mut spool: Spool) -> Result<Spooled> {
