@@ -420,6 +420,27 @@ fn fragment_of_an_http2_path_is_not_passed_on() {
 }
 
 #[test]
+fn upgrade_that_is_not_asked_for_in_full_is_none() {
+    let app = Origin::echo();
+    let weir = start(&app);
+    for head in [
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nUpgrade: websocket",
+        "GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket",
+    ] {
+        let mut connection = weir.connect();
+        let request = format!("{head}\r\n\r\n");
+        connection.send(request.as_bytes()).expect("send");
+        assert_eq!(connection.read().expect("an answer").status, 200);
+        let requests = app.requests();
+        let got = requests.last().expect("a request");
+        for name in ["upgrade", "connection"] {
+            assert_eq!(got.header(name), None, "{head:?}");
+        }
+    }
+}
+
+#[test]
 fn trace_is_refused() {
     let app = Origin::echo();
     let weir = start(&app);

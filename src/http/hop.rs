@@ -64,6 +64,11 @@ pub fn remove_from_response(response: &mut ResponseHeader) {
     }
 }
 
+/// Whether a `Connection` header names `Upgrade`.
+pub fn names_upgrade(headers: &HeaderMap) -> bool {
+    options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
 const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("Upgrade");
 
 /// The headers to remove. Most messages have none of these or a plain `Connection`.
@@ -74,17 +79,21 @@ fn to_remove(headers: &HeaderMap, is_hop_by_hop: impl Fn(&HeaderName) -> bool) -
         .cloned()
         .collect();
     if names.contains(&CONNECTION) {
-        let nominated = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
-            .map(<[u8]>::trim_ascii)
+        let nominated = options(headers)
             .filter(|option| !names_no_other(option))
             .filter_map(|option| HeaderName::from_bytes(option).ok())
             .filter(|name| headers.contains_key(name) && !END_TO_END.contains(name));
         names.extend(nominated);
     }
     names
+}
+
+/// What the `Connection` headers consist of.
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(CONNECTION).iter();
+    values
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
 }
 
 /// The two options that nearly every `Connection` consists of: `close` is no header, `Keep-Alive` goes anyway.

@@ -18,7 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use self::answer::{answer, with_page_of_route};
 use self::ending::{count, cut, log, report};
 use self::length::{fields_length, request_length, status_line_length};
-use self::routing::{remove_underscored, route};
+use self::routing::{remove_underscored, remove_upgrade_in_part, route};
 use crate::exchange::named::Memo;
 use crate::exchange::transform::{self, Instead};
 use crate::exchange::{Body, Cx, Reply};
@@ -136,6 +136,7 @@ impl Exchange {
             if !connection.underscores {
                 remove_underscored(session.req_header_mut());
             }
+            remove_upgrade_in_part(session.req_header_mut());
             self.cx.connection = connection;
         }
         self.cx.request_length = request_length(session);

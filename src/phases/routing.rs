@@ -11,7 +11,7 @@ use super::length::{field_count, line_length};
 use super::{Chosen, Exchange};
 use crate::exchange::{Cx, Failure};
 use crate::http::head::LONGEST_METHOD;
-use crate::http::{forwarded, host, path};
+use crate::http::{forwarded, hop, host, path};
 use crate::net::Connection;
 use crate::router::RequestFacts;
 use crate::runtime::Snapshot;
@@ -27,6 +27,16 @@ pub(super) fn remove_underscored(request: &mut RequestHeader) {
     let names = request.headers.keys().filter(is_underscored);
     for name in names.cloned().collect::<Vec<_>>() {
         request.remove_header(&name);
+    }
+}
+
+/// Removes `Upgrade` where it asks for nothing: `Connection` must name it, in HTTP/1.1 (RFC 9110 section 7.8). A proxy in front
+/// that knows no upgrades may have let it through, on a connection that others share. Pingora looks at the field alone.
+pub(super) fn remove_upgrade_in_part(request: &mut RequestHeader) {
+    if request.headers.contains_key(header::UPGRADE)
+        && !(request.version == Version::HTTP_11 && hop::names_upgrade(&request.headers))
+    {
+        request.remove_header(&header::UPGRADE);
     }
 }
 
