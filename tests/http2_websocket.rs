@@ -10,6 +10,7 @@ use crate::harness::frames::{
     WINDOW_UPDATE, fields, frame,
 };
 use crate::harness::origin::{Behaviour, Origin};
+use crate::harness::secure::SecureOrigin;
 use crate::harness::wait::holds_within;
 use crate::harness::websocket::{self, Frame};
 
@@ -214,6 +215,18 @@ fn backend_that_has_not_understood_is_not_believed() {
         let log = &weir.access_lines(1)[0];
         assert!(log.contains(" 501 ") || log.contains(" 502 "), "{log}");
     }
+}
+
+#[test]
+fn backend_of_http2_is_not_asked_for_one() {
+    let app = SecureOrigin::h2c();
+    let document = DOCUMENT.replace("['{app}']", "['{app}'], protocol: h2c");
+    let weir = Weir::with("app", &app).start(&document);
+    let (_, answer) = Client::ask(&weir, "/", "websocket");
+    assert!(!answer.payload.starts_with(&[OK]), "{answer:?}");
+    // It has answered a request like any other, and not refused one that is none.
+    let log = &weir.access_lines(1)[0];
+    assert!(log.contains(" 501 "), "{log}");
 }
 
 #[test]

@@ -199,7 +199,9 @@ impl Session {
     fn open_tunnel(&mut self, header: Box<ResponseHeader>) -> Result<()> {
         let mut told = header.clone();
         told.set_status(StatusCode::OK)?;
-        for name in OF_HTTP1.iter().chain(&[header::SEC_WEBSOCKET_ACCEPT]) {
+        // Some send a length of nothing along, which would be that of the tunnel here.
+        let others = [header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH];
+        for name in OF_HTTP1.iter().chain(&others) {
             told.remove_header(name);
         }
         self.written = Some(header);
@@ -672,7 +674,9 @@ impl CustomSession for Session {
 #[cfg(test)]
 mod tests {
     use h2::client::ResponseFuture;
+    use h2::ext::Protocol;
     use tokio::io::duplex;
+    use tokio::sync::oneshot;
     use tokio::time::Instant;
 
     use super::*;
@@ -715,6 +719,44 @@ mod tests {
             traffic: Arc::new(Traffic::new(connection)),
             tunnels: Arc::default(),
         })
+    }
+
+    #[tokio::test]
+    async fn websocket_has_no_length() {
+        let (near, far) = duplex(1 << 20);
+        let mut options = h2::server::Builder::new();
+        options.enable_connect_protocol();
+        let (client, server) = tokio::join!(
+            h2::client::handshake(near),
+            options.handshake::<_, Bytes>(far)
+        );
+        let ((mut requests, connection), mut server) = (client.unwrap(), server.unwrap());
+        tokio::spawn(connection);
+        let (send, received) = oneshot::channel();
+        tokio::spawn(async move {
+            let _ = send.send(server.accept().await);
+            while server.accept().await.is_some() {}
+        });
+        while !requests.is_extended_connect_protocol_enabled() {
+            tokio::task::yield_now().await;
+        }
+        let request = Request::connect("http://localhost/")
+            .extension(Protocol::from_static("websocket"))
+            .body(())
+            .unwrap();
+        let (answer, _body) = requests.send_request(request, false).unwrap();
+        let (request, respond) = received.await.unwrap().unwrap().unwrap();
+        let mut session = Session::new(request, respond, common(usize::MAX));
+        let mut header = ResponseHeader::build(101, None).unwrap();
+        header.insert_header("Content-Length", "0").unwrap();
+        header
+            .insert_header("Sec-WebSocket-Protocol", "chat")
+            .unwrap();
+        session.send_header(Box::new(header), false).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
+        assert!(!answer.headers().contains_key(header::CONTENT_LENGTH));
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,7 +39,8 @@ pub(super) struct Bridge {
 impl Bridge {
     /// Makes a request for a WebSocket one for an upgrade; `None` where it is no such request.
     pub fn of(request: &mut Parts, traffic: &Arc<Traffic>) -> Option<Bridge> {
-        let protocol = request.extensions.get::<Protocol>()?;
+        // Taken: on HTTP/2 to a backend it would be asked for there, for a method that knows none.
+        let protocol = request.extensions.remove::<Protocol>()?;
         if request.method != Method::CONNECT || protocol.as_str() != "websocket" {
             return None;
         }
