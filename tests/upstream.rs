@@ -116,6 +116,23 @@ fn http2_alone_is_not_exchanged_for_http1() {
 }
 
 #[test]
+fn http2_is_not_spoken_for_requests_without_a_host() {
+    let app = SecureOrigin::h2c();
+    let weir = Weir::with("app", &app).start_pool("{ backends: ['{app}'], protocol: h2c }");
+    for head in ["GET / HTTP/1.0", "GET / HTTP/1.1\r\nHost:"] {
+        let mut connection = weir.connect();
+        let request = format!("{head}\r\n\r\n");
+        connection.send(request.as_bytes()).expect("send");
+        assert_eq!(connection.read().expect("an answer").status, 400, "{head}");
+    }
+    let lines = weir.access_lines(2);
+    assert!(
+        lines.iter().all(|line| line.contains("bad_request")),
+        "{lines:?}"
+    );
+}
+
+#[test]
 fn http2_without_tls_is_spoken_by_prior_knowledge() {
     let app = SecureOrigin::h2c();
     let weir = Weir::with("app", &app).start_pool("{ backends: ['{app}'], protocol: h2c }");

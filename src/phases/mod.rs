@@ -376,6 +376,10 @@ impl ProxyHttp for Weir {
         if !chain.is_empty() {
             chain.upstream(&x.cx, session.req_header(), upstream, SystemTime::now());
         }
+        if upstream.version == Version::HTTP_2 && !names_host(upstream) {
+            let why = "no host to ask a backend of HTTP/2 for";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_down());
+        }
         Ok(())
     }
 
@@ -611,6 +615,11 @@ fn make_origin_form(upstream: &mut RequestHeader) -> Result<()> {
     let host = host.or_err(ErrorType::InvalidHTTPHeader, "the authority of a target")?;
     upstream.insert_header(header::HOST, host)?;
     upstream.set_raw_path(&path)
+}
+
+fn names_host(request: &RequestHeader) -> bool {
+    let host = routing::authority(request);
+    host.is_some_and(|host| !host.is_empty())
 }
 
 /// Whether a backend has announced a body, in answer to any method but HEAD; over HTTP/2, without a length, it need not
