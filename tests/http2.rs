@@ -1,7 +1,10 @@
 //! HTTP/2 over TLS.
 
 use crate::harness::client::{Connection, Http2, Request, get, post};
-use crate::harness::origin::Origin;
+use crate::harness::frames::{
+    self, DATA, END_STREAM, GOAWAY, RST_STREAM, Raw, WINDOW_UPDATE, frame,
+};
+use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually};
 use crate::harness::{Setup, Weir};
 
@@ -138,6 +141,44 @@ fn big_bodies_pass_both_ways() {
     let answer = answer.expect("an answer");
     assert!(answer.complete);
     assert!(answer.body.ends_with(&vec![b'x'; LENGTH]));
+}
+
+#[test]
+fn body_that_waits_does_not_hold_up_others() {
+    let full = Origin::start(Behaviour::Held("late".to_owned()));
+    let app = Origin::echo();
+    let weir = Weir::with("app", &app).with("full", &full).start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}' } }
+        pools:
+          app: { backends: ['{app}'] }
+          full: { backends: [{ addr: '{full}', max_conns: 1 }], queue: { size: 1, timeout: 60s } }
+        sites:
+          main:
+            hosts: ['*']
+            routes: [{ match: { prefix: /full }, proxy: full }, { proxy: app }]
+        ",
+    );
+    let mut client = Raw::open(weir.address("http"), &[]).expect("connect");
+    while client.read().expect("a frame").kind != WINDOW_UPDATE {}
+    client.send(&frames::get(1, "/full")).expect("send");
+    eventually(PATIENCE, || full.hits() == 1);
+    // All that its stream may bring, before a backend has room for it.
+    let mut bytes = frames::post(3, "/full");
+    for length in [16_384, 16_384, 16_384, 16_383] {
+        bytes.extend(frame(DATA, 0, 3, &vec![b'x'; length]));
+    }
+    bytes.extend(frames::post(5, "/"));
+    bytes.extend(frame(DATA, END_STREAM, 5, b"another"));
+    client.send(&bytes).expect("send");
+    loop {
+        let frame = client.read().expect("a frame");
+        assert!(![RST_STREAM, GOAWAY].contains(&frame.kind), "{frame:?}");
+        if frame.stream == 5 && frame.flags & END_STREAM != 0 {
+            break;
+        }
+    }
+    assert_eq!(app.request().body, b"another");
 }
 
 #[test]

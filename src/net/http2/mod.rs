@@ -50,6 +50,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How many bytes of an answer are framed ahead of a client that does not take them: one frame (RFC 9113 section 4.2).
 /// Beyond that, the backend waits.
 const SEND_BUFFER: usize = 16 * 1024;
+/// How many bytes of bodies that nobody takes a connection may bring: those of four streams, each of which may bring 64 KiB
+/// (RFC 9113 section 6.9.2). With no more than that one upload to a slow backend would hold up all others.
+const RECEIVE_BUFFER: u32 = 256 * 1024;
 /// The error code of a GOAWAY to clients that go too far (RFC 9113 section 7).
 const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 0xb];
 /// How many unfinished requests are told apart; the engine takes no more at a time.
@@ -173,6 +176,7 @@ fn options(bounds: &Bounds) -> Builder {
     let mut options = Builder::new();
     options.max_concurrent_streams(bounds.streams);
     options.max_send_buffer_size(SEND_BUFFER);
+    options.initial_connection_window_size(RECEIVE_BUFFER);
     options.enable_connect_protocol();
     // Fields count for more here than their bytes (RFC 9113 section 6.5.2). Up to twice the limits they are for the
     // phases to refuse, which tell the log; beyond that the engine does it.
