@@ -117,7 +117,7 @@ impl Reader {
     pub fn read(&mut self, bytes: &[u8]) -> Result<Option<Head>, Fault> {
         while let Some(at) = memchr(b'\n', &bytes[self.searched..]) {
             let end = self.searched + at;
-            let line = &bytes[self.line..end];
+            let line = without_cr(&bytes[self.line..end]);
             self.line = end + 1;
             self.searched = self.line;
             if self.version.is_none() && line.len() > self.limits.line {
@@ -126,7 +126,7 @@ impl Reader {
             if self.line > self.limits.head {
                 return Err(Fault::TooLarge);
             }
-            if self.take(line.strip_suffix(b"\r").unwrap_or(line))? {
+            if self.take(line)? {
                 return Ok(Some(Head {
                     length: self.line,
                     framing: self.framing()?,
@@ -136,7 +136,7 @@ impl Reader {
         self.searched = bytes.len();
         let begun = &bytes[self.line..];
         match self.version {
-            None if begun.len() > self.limits.line => Err(Fault::LineTooLong),
+            None if without_cr(begun).len() > self.limits.line => Err(Fault::LineTooLong),
             // What is no method will not become one; a client that speaks TLS here, say, would wait for its answer.
             None => check_method_so_far(begun).map(|()| None),
             Some(_) if bytes.len() > self.limits.head => Err(Fault::TooLarge),
@@ -228,6 +228,10 @@ pub fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
         return Err(Malformed("a control byte in a field"));
     }
     Ok((name, trim(value)))
+}
+
+fn without_cr(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 fn request_line(line: &[u8]) -> Result<Version, Fault> {
@@ -548,6 +552,18 @@ mod tests {
         assert_eq!(with_fields(&fields), Err(Fault::TooLarge));
         let field = format!("GET / HTTP/1.1\r\nA: {}", "x".repeat(300));
         assert_eq!(read(&field), Err(Fault::TooLarge));
+    }
+
+    #[test]
+    fn end_of_the_line_does_not_count() {
+        let line = |length: usize| format!("GET /{} HTTP/1.1", "x".repeat(length - 14));
+        for end in ["\r", "\r\n"] {
+            assert_eq!(read(&format!("{}{end}", line(100))), Ok(None));
+            assert_eq!(
+                read(&format!("{}{end}", line(101))),
+                Err(Fault::LineTooLong)
+            );
+        }
     }
 
     #[test]
