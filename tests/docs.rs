@@ -1,8 +1,9 @@
 //! Each `yaml` block of README.md and docs/ is accepted by weir.
 //!
-//! A block may show a part of a document, or of a site: the rest is put around it here, and the files that it names
-//! are made. One that is not meant to be accepted says so behind the fence: ```` ```yaml ignore ````.
+//! A block may show a part of a document or of a site, or routes: the rest is put around it here, and the files and pools
+//! that it names are made. One that is not meant to be accepted says so behind the fence: ```` ```yaml ignore ````.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -68,10 +69,13 @@ fn anchor_of(line: &str) -> String {
 fn surroundings(block: &str) -> Setup {
     let setup = Setup::new()
         .file("www/index.html", "")
+        .file("www-a/index.html", "")
+        .file("www-b/index.html", "")
         .file("www/404.html", "")
         .file("www/sorry.html", "")
         .file("conf.d/empty.yaml", "{}")
         .file("passwords", "secret\n")
+        .file("secret", "0123456789abcdef\n")
         .file("moved.txt", "/old /new\n")
         .file("blocked.txt", "192.0.2.0/24\n")
         .file("htpasswd", "ada:{SHA}qZk+NkcGgWq6PiVxeFDCbJzQ2J0=\n")
@@ -117,12 +121,32 @@ fn whole(block: &str) -> String {
     ];
     let parsed: Value = serde_yaml::from_str(block).expect("parsed before");
     let has = |key: &str| parsed.get(key).is_some();
+    let indented = |depth: usize| -> String {
+        let lines = block.lines();
+        lines.map(|line| format!("{:depth$}{line}\n", "")).collect()
+    };
     let mut document = if SECTIONS.into_iter().any(has) {
         block.to_owned()
+    } else if parsed.is_sequence() {
+        format!(
+            "sites:\n  main:\n    hosts: '*'\n    routes:\n{}",
+            indented(6)
+        )
     } else {
-        let lines: String = block.lines().map(|line| format!("    {line}\n")).collect();
-        format!("sites:\n  main:\n    hosts: '*'\n    routes: [{{ respond: ok }}]\n{lines}")
+        format!(
+            "sites:\n  main:\n    hosts: '*'\n    routes: [{{ respond: ok }}]\n{}",
+            indented(4)
+        )
     };
+    if !has("pools") {
+        let pool = Regex::new(r"\b(?:pool|proxy|mirror): ([a-z]\w*)").expect("a valid pattern");
+        let names = pool.captures_iter(block).map(|found| found[1].to_owned());
+        let names = BTreeSet::from_iter(names).into_iter();
+        let pools: Vec<_> = names
+            .map(|name| format!("{name}: {{ backends: [127.0.0.1:9001] }}"))
+            .collect();
+        document += &format!("\npools: {{ {} }}\n", pools.join(", "));
+    }
     if !has("listeners") && !has("static") {
         document += "
 listeners:
@@ -168,10 +192,11 @@ fn yaml_blocks(text: &str) -> Vec<(usize, String)> {
     blocks
 }
 
-/// README.md and the pages of docs/, as far as they are written.
+/// README.md and the pages of docs/ and docs/policies/.
 fn documents() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let pages = fs::read_dir(root.join("docs")).into_iter().flatten();
+    let pages = ["docs", "docs/policies"].map(|folder| root.join(folder).read_dir());
+    let pages = pages.into_iter().flat_map(|pages| pages.expect("a folder"));
     let pages = pages.map(|entry| entry.expect("read docs/").path());
     std::iter::once(root.join("README.md"))
         .chain(pages)

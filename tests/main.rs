@@ -6,7 +6,7 @@ mod harness;
 mod docs; // the YAML in README.md and docs/
 mod examples; // conf/*.yaml
 mod layers; // who imports whom
-mod reference; // docs/reference.md
+mod reference; // docs/reference.md, docs/policies/
 
 // the file and the command line
 mod cli; // run, -t, check, route, schema

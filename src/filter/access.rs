@@ -5,11 +5,20 @@
 //! ```
 //!
 //! The first entry that the client's address is in decides, in written order, also that of the keys `allow` and `deny`;
-//! where none is, the client may come. Whom it refuses is answered with 403. The address is `$remote_addr`: behind a
-//! trusted proxy, the client that the proxy names. nginx: `allow` and `deny` of ngx_http_access_module.
+//! where none is, the client may come. So an `allow` without a `deny` refuses nobody, of which `weir check` warns. Whom
+//! it refuses is answered with 403 (`access` in `$failure`). The address is `$remote_addr`: behind a trusted proxy, the
+//! client that the proxy names.
 //!
-//! The entries become a sorted list of disjoint ranges when the file is loaded, so that a block list of 100,000 networks
-//! costs a request a binary search.
+//! Where allowing and denying has to alternate, write a list:
+//!
+//! ```yaml
+//! access: [{ allow: 10.1.0.0/16 }, { deny: 10.0.0.0/8 }, { allow: all }]
+//! ```
+//!
+//! # Inside
+//!
+//! The entries become a sorted list of disjoint ranges when the file is loaded, so that a block list of 100,000
+//! networks costs a request a binary search.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -407,7 +416,7 @@ impl JsonSchema for Config {
         let keys = json_schema!({ "allow": allow, "deny": deny });
         let keys = &keys;
         json_schema!({
-            "description": "Who may come: the first entry that has the client's address decides, in written order; if none has, the client may come.",
+            "description": "A map of the two keys, or a list of maps of one key each, where allowing and denying has to alternate.",
             "anyOf": [
                 { "type": "object", "properties": keys, "additionalProperties": false },
                 {

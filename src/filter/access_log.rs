@@ -8,8 +8,12 @@
 //! access_log: [{ file: shop.log }, { syslog: {}, when: "$status >= 500" }]
 //! ```
 //!
+//! A route's takes the place of its site's, which takes that of `log.access`: what shall go on to be written there is
+//! written here again. `off` writes nothing. Where no level says anything, `log.access` counts.
+//!
+//! # Inside
+//!
 //! It takes part in no phase: the log is the last thing that happens to a request, and written by whoever ends it.
-//! nginx: `access_log`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -20,7 +24,7 @@ use crate::issue::At;
 use crate::log::{AccessLogs, access};
 use crate::value::OneOrMany;
 
-/// A log, or a list of them.
+/// One log or a list of them, with the keys of `log.access`.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(OneOrMany<access::Config>);

@@ -4,14 +4,18 @@
 //! auth_request: { pool: auth, path: /check, headers: { copy: [X-User] } }
 //! ```
 //!
-//! nginx's `auth_request`. A `GET` without a body goes to the pool, over the connections that weir keeps to it anyway; the body of
-//! the client's request is not touched. 2xx lets the request through; 401 and 403 go to the client, with `WWW-Authenticate`;
-//! anything else, also no answer within `timeout`, is a fault of the service, and nobody gets in.
+//! A `GET` without a body goes to the pool, over the connections that weir keeps to it anyway; the body of the client's
+//! request is not touched. 2xx lets the request through; 401 and 403 go to the client, with `WWW-Authenticate`.
+//! Anything else is a fault of the service, and nobody gets in: the client gets 500, or 502 where there is no answer
+//! within `timeout`.
 //!
-//! It is asked before the action, so before an upgrade to WebSocket and before any try of a backend, once for each request.
+//! It is asked before the action, so before an upgrade to WebSocket and before any try of a backend, once for each
+//! request. Beside the headers of `pass` it gets `Host` as the client sent it, `X-Original-URI` and
+//! `X-Original-Method`, and the same as `X-Forwarded-Uri` and `X-Forwarded-Method`, `X-Forwarded-Host`,
+//! `X-Forwarded-Proto` and `X-Forwarded-For` (the client's address).
 //!
-//! What `headers.copy` names comes from the service or not at all: the backend can rely on it, as the client's own fields of
-//! these names are taken out, also those that a backend in the manner of CGI would take for them (`X_User`).
+//! What `headers.copy` names comes from the service or not at all: the backend can rely on it, as the client's own
+//! headers of these names are taken out, also those that a backend in the manner of CGI would take for them (`X_User`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -37,7 +41,7 @@ use crate::value::{OneOrMany, Span};
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Name of the pool that is asked.
+    /// Name of the pool that is asked. nginx: `proxy_pass` of the subrequest.
     pool: String,
     /// Path of the question, with a query if need be: `/check`. nginx: `auth_request`.
     path: String,

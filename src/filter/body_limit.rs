@@ -5,12 +5,13 @@
 //! ```
 //!
 //! A request that says how long its body is gets 413 before a backend is asked and, where it waits with
-//! `Expect: 100-continue`, before it has sent any of it. A body that does not say so is counted as it passes; beyond the
-//! limit the backend's request breaks off, so that it cannot take what it has for all, and the client gets the 413 if
-//! no answer has begun. nginx: `client_max_body_size`.
+//! `Expect: 100-continue`, before it has sent any of it. A body that does not say so is counted as it passes; beyond
+//! the limit the backend's request breaks off, so that it cannot take what it has for all, and the client gets the 413
+//! if no answer has begun.
 //!
 //! Without this policy there is no limit, as in HAProxy and Caddy (nginx has 1 MiB): weir passes a body on as it comes,
-//! and holds hardly any of it, so that a large one costs a backend more than weir, and backends have limits of their own.
+//! and holds hardly any of it, so that a large one costs a backend more than weir, and backends have limits of their
+//! own.
 
 use std::time::SystemTime;
 

@@ -4,20 +4,21 @@
 //! buffer_request: { memory: 1MiB, dir: ., max: 10GiB }
 //! ```
 //!
-//! A client that sends slowly keeps a thread or a process of many backends busy for all that time. With this policy weir takes
-//! the body, and the backend gets it as fast as it reads, with a `Content-Length` even where the client sent chunks. What
-//! fails meanwhile (413, 408, a client that leaves) has touched no backend, and a request that fails at one member can go to
-//! another with a body of any size. Up to `memory` bytes of a body are held there; longer ones go to a file without a name in
-//! `dir`. nginx: `proxy_request_buffering on`, `client_body_buffer_size`, `client_body_temp_path`.
+//! A client that sends slowly keeps a thread or a process of many backends busy for all that time. With this policy
+//! weir takes the body, and the backend gets it as fast as it reads, with a `Content-Length` even where the client sent
+//! chunks. What fails meanwhile (413, 408, a client that leaves) has touched no backend, and a request that fails at
+//! one member can go to another with a body of any size; without this policy it is 64 KiB. Up to `memory` bytes of a
+//! body are held there; longer ones go to a file without a name in `dir`. Where the disk or `max` is full, the request
+//! gets 507 (`no_room` in `$failure`).
 //!
-//! Once all other policies have let the request in: whom they refuse sends nothing. Calls of gRPC and requests for another
-//! protocol (WebSocket) pass as they are; they are conversations. The price is time: nothing of the body is at the backend
-//! before all of it is here.
+//! Once all other policies have let the request in: whom they refuse sends nothing. Calls of gRPC and requests for
+//! another protocol (WebSocket) pass as they are; they are conversations. The price is time: nothing of the body is at
+//! the backend before all of it is here. Without this policy, bodies pass as they come (nginx: the other way round).
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::Filter;
@@ -27,7 +28,7 @@ use crate::disk::spool::Spool;
 use crate::issue::At;
 use crate::value::{FromShort, Short, Size};
 
-/// Receives the whole body of a request before a backend is asked; a size alone is short for `{ memory: SIZE }`.
+/// How much of a body is held, and where; a size alone is short for `{ memory: SIZE }`.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(Short<Fields>);
@@ -55,6 +56,10 @@ const LEAST: Size = Size::new(16 << 10);
 
 impl FromShort for Fields {
     const EXPECTING: &'static str = "a size such as `64KiB`, or a map";
+
+    fn short_schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Size>()
+    }
 
     fn from_short(text: &str) -> Result<Fields, String> {
         Ok(Fields {

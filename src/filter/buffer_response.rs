@@ -4,22 +4,22 @@
 //! buffer_response: { memory: 1MiB, disk: 1GiB, dir: /var/tmp, max: 20GiB }
 //! ```
 //!
-//! A client on a slow line keeps a thread or a process of many backends busy until it has the last byte. With this policy up to
-//! `memory` of the answer is read ahead, beside what lies in the kernel's buffers, and up to `disk` more into a file without a
-//! name, so that the backend has written all of an answer of that size and is free. Without it weir reads a piece of 64 KiB at
-//! most. Nothing waits until the room is full: the client gets each piece as soon as it takes it. nginx: `proxy_buffering on`,
-//! `proxy_buffers`, `proxy_max_temp_file_size`.
+//! A client on a slow line keeps a thread or a process of many backends busy until it has the last byte. With this
+//! policy up to `memory` of the answer is read ahead, beside what lies in the kernel's buffers, and up to `disk` more
+//! into a file without a name, so that the backend has written all of an answer of that size and is free. Without it
+//! weir reads a piece of 64 KiB at most. Nothing waits until the room is full: the client gets each piece as soon as it
+//! takes it.
 //!
-//! Memory and disk are taken only for what a client leaves waiting. Where the disk has no more room the answer is not lost: no
-//! more of it is read then than goes out. WebSockets pass as without it, and events come at once as always. A backend of HTTP/2
-//! has no use for it: it may send 256 KiB ahead in any case, as much as its window is.
+//! Memory and disk are taken only for what a client leaves waiting. Where the disk has no more room the answer is not
+//! lost: no more of it is read then than goes out. WebSockets pass as without it, and events come at once as always. A
+//! backend of HTTP/2 has no use for it: it may send 256 KiB ahead in any case, as much as its window is.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use pingora::http::RequestHeader;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::{Filter, Flow};
@@ -30,7 +30,7 @@ use crate::net::crowd::Occasions;
 use crate::pool::peer::{Ahead, Disk};
 use crate::value::{FromShort, Short, Size};
 
-/// Reads the answer of a backend ahead of its client; a size alone is short for `{ memory: SIZE }`.
+/// How much of an answer is read ahead, and to where; a size alone is short for `{ memory: SIZE }`.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(Short<Fields>);
@@ -62,6 +62,10 @@ const LEAST_ON_DISK: Size = Size::new(256 << 10);
 
 impl FromShort for Fields {
     const EXPECTING: &'static str = "a size such as `1MiB`, or a map";
+
+    fn short_schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Size>()
+    }
 
     fn from_short(text: &str) -> Result<Fields, String> {
         Ok(Fields {

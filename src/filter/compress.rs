@@ -8,15 +8,23 @@
 //! compress: { algorithms: [zstd, br, gzip], min_size: 1KiB, types: [text/*, application/json], level: 5 }
 //! ```
 //!
-//! The last policy but `headers`: it sees bodies as all others left them, and `headers` sees what it came to. It works on
-//! any answer, whoever made it, but for those that are in a coding already (precompressed files are), a part of a body
-//! (206), or marked `no-transform`. nginx: `gzip on`, `gzip_types`, `gzip_min_length`, `gzip_comp_level`, `gzip_vary on`,
-//! and the modules for brotli and zstd.
+//! It works on any answer, whoever made it, but for those that are in a coding already (precompressed files are), a
+//! part of a body (206), calls of gRPC, and what is marked `no-transform`. `Vary: Accept-Encoding` is in each answer
+//! that is or could have been compressed; a strong `ETag` becomes a weak one, and `Content-Length` and `Accept-Ranges`
+//! go.
 //!
-//! Nothing is held back: where a backend pauses, all that it has sent goes out, so that events and pages that are made bit
-//! by bit arrive as they do without compression. Between pauses the encoder decides.
+//! Nothing is held back: where a backend pauses, all that it has sent goes out, so that events and pages that are made
+//! bit by bit arrive as they do without compression. An answer in flight takes 0.4 MiB of memory with gzip, up to 1.7
+//! MiB with zstd and up to 3.1 MiB with brotli, however long it is.
 //!
-//! A body in flight costs memory, whatever its length: see [`WINDOW`].
+//! A page that holds a secret and beside it what the client sent gives the secret away by its length
+//! ([BREACH](https://www.breachattack.com/)). `compress: off` in the routes of such pages, or `SameSite` cookies, is
+//! the way out.
+//!
+//! # Inside
+//!
+//! It is the last policy to see a body, as all others left it, and `headers` sees what it came to. Between pauses the
+//! encoder decides what goes out. Where the memory goes is up to [`WINDOW`].
 
 use std::io::{self, Write};
 use std::time::SystemTime;
@@ -40,12 +48,12 @@ use crate::value::{Size, TrueOr};
 
 pub type Config = TrueOr<Settings>;
 
-/// Compresses answers; `compress: true` takes all defaults.
+/// How to compress; `compress: true` takes all defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// The codings to use. Among those that a client likes as well as each other the first one is taken. Default
-    /// `[zstd, br, gzip]`.
+    /// `[zstd, br, gzip]`. nginx: `gzip on`, and modules for the others.
     pub algorithms: Vec<Coding>,
     /// Bodies that are shorter are left alone; one whose length is not known beforehand is long enough. Default 1KiB.
     /// nginx: `gzip_min_length`.

@@ -7,8 +7,9 @@
 //!   path: { from: /app/, to: / }
 //! ```
 //!
-//! Changes `Set-Cookie` of every answer that passes the route. nginx: `proxy_cookie_flags`, `proxy_cookie_domain`,
-//! `proxy_cookie_path`.
+//! Changes `Set-Cookie` of every answer that passes the route. Cookies that nothing changes pass as they came. Of
+//! several levels, `flags` are put together by pattern, the nearer ones first; `domain` and `path` are the nearest
+//! level's that has them.
 
 use std::time::SystemTime;
 
@@ -33,12 +34,12 @@ use crate::value::OneOrMany;
 pub struct Config {
     /// Flags by cookie, `*` standing for any text in its name; the first that fits counts. A flag is `secure`, `http_only`,
     /// `same_site=strict`, `same_site=lax` or `same_site=none`; `no_secure`, `no_http_only` and `no_same_site` take one
-    /// away.
+    /// away. nginx: `proxy_cookie_flags`.
     pub flags: IndexMap<String, OneOrMany<String>>,
     /// Replaces the domain `from`, whatever its case and with or without a dot in front, by `to`, a text with variables; an
-    /// empty one takes it away. One or a list.
+    /// empty one takes it away. One or a list. nginx: `proxy_cookie_domain`.
     pub domain: OneOrMany<Exchange>,
-    /// The same for a path that begins with `from`.
+    /// The same for a path that begins with `from`. nginx: `proxy_cookie_path`.
     pub path: OneOrMany<Exchange>,
 }
 

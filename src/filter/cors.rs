@@ -1,15 +1,20 @@
 //! `cors`: which pages of other origins may read answers, and send what a form could not.
 //!
 //! ```yaml
-//! cors: { origins: [https://app.example], methods: [GET, PUT], headers: [X-A], credentials: true, max_age: 1h }
+//! cors: { origins: [https://app.example], methods: [PUT], headers: [X-A], credentials: true, max_age: 1h }
 //! ```
 //!
 //! Preflight requests (`OPTIONS` with `Origin` and `Access-Control-Request-Method`) are answered here and reach neither
 //! authentication, for they come without credentials, nor the action: with 204 for an origin of the list, 403 for any
-//! other. All other answers, errors too, say whether the page may read them; what a backend says about that is replaced.
-//! Fetch standard, section 3.3. nginx: `add_header Access-Control-...` and an `if` for `OPTIONS`.
+//! other. All other answers, errors too, say whether the page may read them; what a backend says about that is
+//! replaced.
 //!
-//! An origin that is given is told back, with `Vary: Origin`; `*` is told as it is, and never together with credentials.
+//! An origin that is given is told back, with `Vary: Origin`; `*` is told as it is, and never together with
+//! credentials.
+//!
+//! # Inside
+//!
+//! Fetch standard, section 3.3.
 
 use std::time::SystemTime;
 

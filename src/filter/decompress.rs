@@ -10,14 +10,16 @@
 //! compress: true
 //! ```
 //!
-//! For backends and folders of precompressed files that have an answer in one coding only. With `always` no answer stays in
-//! its coding, so that `sub_filter` finds its texts and `compress` chooses another one: it comes before both. nginx: `gunzip on`.
+//! For backends and folders of precompressed files that have an answer in one coding only. With `always` no answer
+//! stays in its coding, so that `sub_filter` finds its texts and `compress` chooses another one: it comes before both.
+//! A client without `Accept-Encoding` takes none.
 //!
-//! Parts (206), what is marked `no-transform` and several codings one over another stay as they are. An answer that is not what its
-//! header says breaks off, as does one of which too much would come at once.
+//! Parts (206), what is marked `no-transform`, calls of gRPC and several codings one over another stay as they are. An
+//! answer that is not what its header says breaks off, as does one of which too much would come at once (`buffer`): a
+//! bomb.
 //!
-//! A decoder's memory is bounded by the window that the encoder chose: 32 KiB for gzip, at most 8 MiB for zstd (RFC 9659)
-//! and 16 MiB for brotli (RFC 7932; the larger windows that some encoders know are refused).
+//! A decoder's memory is bounded by the window that the encoder chose: 32 KiB for gzip, at most 8 MiB for zstd (RFC
+//! 9659) and 16 MiB for brotli (RFC 7932; the larger windows that some encoders know are refused).
 
 use std::io::{self, Write};
 use std::time::SystemTime;
@@ -42,14 +44,14 @@ use crate::value::{Size, TrueOr};
 
 pub type Config = TrueOr<Settings>;
 
-/// Decodes answers; `decompress: true` takes all defaults.
+/// What to decode; `decompress: true` takes all defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Also for clients that take the coding. Default false.
     pub always: bool,
     /// How much may come of what is read at once, 64 KiB at most: so much of an answer may be in memory while its client takes
-    /// it. An answer of which more would come breaks off. Default 8MiB, at least 1MiB.
+    /// it. An answer of which more would come breaks off. Default 8MiB, at least 1MiB. nginx: `gunzip_buffers`.
     pub buffer: Size,
 }
 

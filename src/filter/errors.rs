@@ -2,14 +2,14 @@
 //!
 //! ```yaml
 //! errors:
-//!   404: { file: 404.html }
+//!   404: { file: www/404.html }
 //!   500-599: { body: "<h1>Sorry</h1><p>$request_id</p>", content_type: text/html }
 //!   intercept: true
 //! ```
 //!
 //! A page takes the place of the one that weir makes where an error has no body of its own: for whatever weir itself
 //! refuses or cannot do, and, with `intercept`, for what a backend answers with such a status. The status stays. What
-//! failed before a site was found gets the pages of `defaults`. nginx: `error_page`, `proxy_intercept_errors`.
+//! failed before a site was found gets the pages of `defaults`.
 //!
 //! A page can also be what a route of the site answers (`path`): its action alone, as for a GET of that path, without
 //! policies. A route that leads to a backend has none: that is where errors come from.
@@ -42,7 +42,7 @@ use crate::value::{FromShort, OrOff, Short};
 /// Own pages for errors.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Config {
-    /// By status (`404`) or range (`500-599`), as written; `off` brings weir's own page back.
+    /// By status (`404`) or range (`500-599`), as written.
     pub pages: IndexMap<String, OrOff<Short<Entry>>>,
     /// Whether the answers of backends with these statuses get the pages too, in place of their bodies. Default false.
     /// nginx: `proxy_intercept_errors`.
@@ -277,7 +277,13 @@ impl JsonSchema for Config {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let page = generator.subschema_for::<OrOff<Short<Entry>>>();
+        let mut page = generator.subschema_for::<OrOff<Short<Entry>>>();
+        page.insert(
+            "description".to_owned(),
+            "The page for a status (`404`) or for all of a range (`500-599`), from 400 to 599; a text alone is short for \
+             `{ body: TEXT }`, and `off` brings weir's own page back. nginx: `error_page`."
+                .into(),
+        );
         json_schema!({
             "description": "Own pages for errors, by status (`404`) or range (`500-599`).",
             "type": "object",

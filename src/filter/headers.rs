@@ -9,12 +9,13 @@
 //!     add: { Link: ["</a.css>; rel=preload", "</b.js>; rel=preload"] }
 //! ```
 //!
-//! The last policy to run, so that it has the final word. `response` changes every answer that passes the route:
-//! from a backend, from files, and those that weir makes itself, errors included unless `always: false`. nginx:
-//! `proxy_set_header`, `proxy_hide_header`, `add_header ... always`.
+//! `response` changes every answer that passes the route: from a backend, from files, and those that weir makes itself,
+//! errors included unless `always: false`. Values are texts with variables; one that turns out empty is not sent.
+//! Removal by pattern comes before all that is said by name, and never takes `Host`, `Content-Length` and what else
+//! frames a message.
 //!
-//! Levels merge by header: what the nearest level says about one header is all that holds for it, and headers that
-//! it does not mention keep what the farther level says. Removal by pattern comes before all that is said by name.
+//! Levels merge by header: what the nearest level says about one header is all that holds for it, and headers that it
+//! does not mention keep what the farther level says.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -48,13 +49,13 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Changes {
-    /// Headers that have this value, whatever they had before.
+    /// Headers that have this value, a text with variables, whatever they had before. nginx: `proxy_set_header`.
     pub set: BTreeMap<String, String>,
-    /// Header lines that come in addition; one value or a list.
+    /// Header lines that come in addition; one value or a list. nginx: `add_header`.
     pub add: BTreeMap<String, OneOrMany<String>>,
     /// Headers that are given this value if there is none of that name.
     pub default: BTreeMap<String, String>,
-    /// Headers that are taken out, by name; `*` stands for any text.
+    /// Headers that are taken out, by name; `*` stands for any text. nginx: `proxy_hide_header`.
     pub remove: Vec<String>,
     /// Of `response` only: whether errors (a status of 400 and more) are changed as well. Default: true. nginx's
     /// `add_header` without `always` is `false`.

@@ -4,10 +4,14 @@
 //! limit_conn: { key: "$remote_addr", max: 20 }
 //! ```
 //!
-//! nginx's `limit_conn`: what is counted are requests from the end of their header to the end of their answer, each stream of
-//! an HTTP/2 connection for itself; a connection that waits for its next request does not count. A WebSocket counts for as
-//! long as it lives. One more than `max` is answered with 503, as in nginx. Like `limit_req`, it counts where it is written,
-//! comes before authentication, and is applied once to a request.
+//! What is counted are requests from the end of their header to the end of their answer, each stream of an HTTP/2
+//! connection for itself; a connection that waits for its next request does not count. A WebSocket counts for as long
+//! as it lives. One more than `max` is answered with 503, as in nginx, unless `status` says otherwise (`limit_conn` in
+//! `$failure`).
+//!
+//! Like `limit_req`, it counts where it is written (one in a site counts the requests of all its routes together),
+//! comes before authentication, so that it knows no user, and is applied once to a request. How many connections there
+//! may be is up to `limits` of a listener.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -29,7 +33,7 @@ use crate::exchange::{Cx, Failure, Reply, key};
 use crate::issue::At;
 use crate::value::OneOrMany;
 
-/// One limit or a list of them, of which each must have room. nginx: `limit_conn`, `limit_conn_zone`.
+/// One limit or a list of them, of which each must have room.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(OneOrMany<PlacesConfig>);
@@ -38,15 +42,16 @@ pub struct Config(OneOrMany<PlacesConfig>);
 #[serde(deny_unknown_fields)]
 pub struct PlacesConfig {
     /// What requests are counted by, a text with variables; where it is empty the request is not limited. Default
-    /// `$remote_addr`.
+    /// `$remote_addr`. nginx: key of `limit_conn_zone`.
     #[serde(default = "default_key")]
     key: String,
-    /// How many at a time.
+    /// How many at a time. nginx: number of `limit_conn`.
     max: u32,
     /// The answer to one more, 4xx or 5xx. Default 503. nginx: `limit_conn_status`.
     #[serde(default = "default_status")]
     status: u16,
     /// Only counts, and says in the log and in `$limit_conn_status` what it would do. Default false.
+    /// nginx: `limit_conn_dry_run`.
     #[serde(default)]
     dry_run: bool,
 }

@@ -4,9 +4,14 @@
 //! limit_rate: { rate: 1MiB, after: 10MiB }
 //! ```
 //!
-//! nginx's `limit_rate` and `limit_rate_after`: bytes per second of each answer by itself; a client with two connections gets
-//! twice as much, which `limit_conn` can prevent. It holds for answers of backends, files and weir itself, over HTTP/1 and
-//! HTTP/2, and not for WebSockets. Here stands what the file says; the bodies are slowed where they are sent, in `phases`.
+//! Bytes per second of each answer by itself; a client with two connections gets twice as much, which `limit_conn` can
+//! prevent. The bytes of one second are sent at once in the beginning, as in nginx. It holds for answers of backends,
+//! files and weir itself, over HTTP/1 and HTTP/2, and not for WebSockets. What counts is what goes out, so of
+//! a compressed answer what compression left.
+//!
+//! # Inside
+//!
+//! Here stands what the file says; the bodies are slowed where they are sent, in `phases`.
 
 use std::time::SystemTime;
 

@@ -4,14 +4,20 @@
 //! limit_req: { key: "$remote_addr", rate: 10/s, burst: 20 }
 //! ```
 //!
-//! nginx's `limit_req`, a leaky bucket: requests fill it, it empties at `rate`, and a request for which it is fuller than
-//! `burst` is refused with 429. What nginx keeps of a bucket, how full it was and when, is here one number: when it
-//! will be empty (the virtual scheduling form of the same algorithm, ITU-T I.371). So a bucket that has run empty and one
-//! that never was are the same, and forgetting one costs nothing.
+//! A leaky bucket, as in nginx: requests fill it, it empties at `rate`, and a request for which it is fuller than
+//! `burst` is refused with 429, `Retry-After`, and the headers `RateLimit-Policy` and `RateLimit` (`limit_req` in
+//! `$failure`).
 //!
-//! A request is counted where the limit is written: one in a site counts the requests of all its routes together. It runs
-//! before authentication, which is to be protected from guessing, and thus knows no user; and once for each request, as
-//! in nginx, also where `files` lead on to another route.
+//! A request is counted where the limit is written: one in a site counts the requests of all its routes together. It
+//! runs before authentication, which is to be protected from guessing, and thus knows no user; and once for each
+//! request, as in nginx, also where `files` lead on to another route. Counts outlive a reload as long as place and
+//! `key` stay; a new process (`weir upgrade`) begins anew.
+//!
+//! # Inside
+//!
+//! What nginx keeps of a bucket, how full it was and when, is here one number: when it will be empty (the virtual
+//! scheduling form of the same algorithm, ITU-T I.371). So a bucket that has run empty and one that never was are the
+//! same, and forgetting one costs nothing.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -31,7 +37,7 @@ use crate::exchange::{Cx, Failure, Reply, key};
 use crate::issue::At;
 use crate::value::{OneOrMany, Rate, Size};
 
-/// One limit or a list of them, of which each must let a request through. nginx: `limit_req`, `limit_req_zone`.
+/// One limit or a list of them, of which each must let a request through.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(OneOrMany<LimitConfig>);
@@ -40,12 +46,12 @@ pub struct Config(OneOrMany<LimitConfig>);
 #[serde(deny_unknown_fields)]
 pub struct LimitConfig {
     /// What requests are counted by, a text with variables; where it is empty the request is not limited. Default
-    /// `$remote_addr`.
+    /// `$remote_addr`. nginx: key of `limit_req_zone`.
     #[serde(default = "default_key")]
     key: String,
-    /// How many requests, evenly spread: `10/s`, `30/m`, `100/h`.
+    /// How many requests, evenly spread over a second (`10/s`), a minute (`30/m`) or an hour (`100/h`). nginx: `rate=`.
     rate: Rate,
-    /// How many may come earlier than that. Default 0.
+    /// How many may come earlier than that. Default 0. nginx: `burst=`.
     #[serde(default)]
     burst: u32,
     /// What becomes of those: `false`, they are served at once (nginx: `nodelay`); `true`, they wait until it is their time
@@ -53,10 +59,11 @@ pub struct LimitConfig {
     #[serde(default)]
     delay: Delay,
     /// Only counts, and says in the log and in `$limit_req_status` what it would do. Default false.
+    /// nginx: `limit_req_dry_run`.
     #[serde(default)]
     dry_run: bool,
     /// Memory for the counts, 16 bytes for each key; when it is full, the key whose count would run out first is forgotten.
-    /// Default `4MiB`, for 262,144 keys.
+    /// Default `4MiB`, for 262,144 keys. nginx: size of the zone.
     #[serde(default = "default_memory")]
     memory: Size,
 }

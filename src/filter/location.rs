@@ -4,8 +4,8 @@
 //! location: { from: "http://backend/", to: "https://$host/" }
 //! ```
 //!
-//! A backend that does not know how it is reached redirects to its own name. Rewrites `Location` and `Refresh` of the
-//! answers of backends; the redirects that weir makes itself are right already. nginx: `proxy_redirect`.
+//! A backend that does not know how it is reached redirects to its own name. This rewrites `Location` and `Refresh` of the
+//! answers of backends; the redirects that weir makes itself are right already.
 
 use std::time::SystemTime;
 
@@ -25,7 +25,7 @@ use crate::value::{OneOrMany, pattern};
 
 const REFRESH: HeaderName = HeaderName::from_static("refresh");
 
-/// Rewrites where backends send clients; one rule, or a list of which the first that fits counts.
+/// One rule, or a list of which the first that fits counts.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(OneOrMany<Rule>);

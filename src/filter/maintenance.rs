@@ -4,9 +4,12 @@
 //! maintenance: { file: ./down, retry_after: 10m, allow: [10.0.0.0/8], body: "<h1>Back soon</h1>" }
 //! ```
 //!
-//! While the file exists, every request but those of `allow` is answered with 503 and the body; without one, with the page
-//! of `errors`. `touch` and `rm` throw the switch; no reload is needed. The file is looked for at most once a second, and
-//! never on a worker. Runs before all that asks or counts. nginx: `if (-f $file) { return 503; }`.
+//! While the file exists, every request but those of `allow` is answered with 503 and the body; without one, with the
+//! page of `errors`. `touch` and `rm` throw the switch, within a second; no reload is needed.
+//!
+//! # Inside
+//!
+//! The file is looked for at most once a second, and never on a worker.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

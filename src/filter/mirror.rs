@@ -4,17 +4,23 @@
 //! mirror: { pool: shadow, share: 10% }
 //! ```
 //!
-//! nginx's `mirror`, with `split_clients` for the share. The copy is of what a backend gets: method and path after `rewrite`, the
-//! headers with all that policies and the forwarding add, and the body. Its answer is read and thrown away; it counts for
-//! the health and the figures of the other pool and leaves no line in the access log.
+//! ```yaml
+//! mirror: [{ pool: shadow }, { pool: next, share: 10% }]
+//! ```
 //!
-//! The original never waits. The body is copied while it passes, and what the other pool has not taken yet is kept up to
-//! `buffer`: nginx reads all of it first, which holds up the original. A copy that falls further behind is given up, and where `max` are
-//! on their way there is none. How often that happens is told in the log, once in a minute.
+//! The copy is of what a backend gets: method and path after `rewrite`, the headers with all that policies and the
+//! forwarding add, and the body. Its answer is read and thrown away; it counts for the health and the figures of the
+//! other pool and leaves no line in the access log. A copy of a request that changes something changes it there too:
+//! give that pool a database of its own.
 //!
-//! It goes out when the request does, once, however often that is tried again; so where no backend can be reached there is
-//! none. Requests that another policy answers or refuses are not copied, nor those for another protocol, as a WebSocket. Where the action answers by itself
-//! (`files`, `respond` and so on) nobody reads the body: requests without one are copied there too.
+//! The original never waits. The body is copied while it passes, and what the other pool has not taken yet is kept up
+//! to `buffer`: nginx reads all of it first, which holds up the original. A copy that falls further behind is given up,
+//! and where `max` are on their way there is none. How often that happens is told in the log, once in a minute.
+//!
+//! It goes out when the request does, once, however often that is tried again; so where no backend can be reached there
+//! is none. Requests that another policy answers or refuses are not copied, nor those for another protocol, as a
+//! WebSocket. Where the action answers by itself (`files`, `respond` and so on) nobody reads the body: requests without
+//! one are copied there too.
 //!
 //! A list sends copies to several pools, each with a share, a number and a buffer of its own.
 
@@ -40,7 +46,7 @@ use crate::pool::ask::copy::{self, Body, Feed, Unfed};
 use crate::pool::{Choice, Ends, Needs, Pool};
 use crate::value::{FromShort, OneOrMany, Ratio, Short, Size, Span};
 
-/// Where copies of requests go: to one pool, or a list of them. nginx: `mirror`.
+/// Where copies of requests go: to one pool, or a list of them; a name alone is short for `{ pool: NAME }`.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Config(OneOrMany<Short<TargetConfig>>);
@@ -50,11 +56,12 @@ pub struct Config(OneOrMany<Short<TargetConfig>>);
 pub struct TargetConfig {
     /// Name of the pool that gets the copies. nginx: `mirror`.
     pool: String,
-    /// Of how many requests, chosen at random. Default `100%`.
+    /// Of how many requests, chosen at random. Default `100%`. nginx: `split_clients`.
     share: Option<Ratio>,
     /// How many copies may be on their way at a time; of a request beyond there is none. Default 100.
     max: Option<usize>,
-    /// How much of a body is kept for a pool that takes it more slowly than it comes, for each copy. Default 1MiB.
+    /// How much of a body is kept for a pool that takes it more slowly than it comes, for each copy; at least 128KiB.
+    /// Default 1MiB.
     buffer: Option<Size>,
     /// How long a copy may take in all; the limits of the pool count as well. Default 60s.
     timeout: Option<Span>,

@@ -6,6 +6,9 @@
 //! hand, each policy would need a line in nine places that must agree; a slice of `dyn Filter` would box a future
 //! per policy and request, and need the list of keys all the same.
 //!
+//! docs/policies/ is made of that list, its comments included (they say why a policy stands where it does), of the text at
+//! the top of each policy's file, up to a heading there, and of what stands at its fields.
+//!
 //! Each level (`defaults`, site, route) is compiled once, where it is written, on top of the level around it. So a
 //! mistake in a site's policy is reported once and at its place, not once per route, and routes share what they
 //! inherit.
@@ -392,76 +395,96 @@ impl Chain {
 }
 
 registry! {
-    /// Gives each request an identifier, for logs on both sides.
+    /// Gives each request an identifier, for logs on both sides. nginx: `$request_id` with `proxy_set_header` and
+    /// `add_header`.
     // first: whatever ends the request later, its log line has the identifier
     request_id => RequestId,
-    /// Lets clients in or refuses them, by address.
+    /// Lets clients in or refuses them, by address. nginx: `allow`, `deny`.
     // before all that counts, asks or remembers: whom it refuses costs nothing more
     access => Access,
-    /// How many requests may come in a time.
+    /// Limits how many requests may come in a time. nginx: `limit_req`, `limit_req_zone`, `limit_req_dry_run`.
     // before authentication, so that nobody can guess as fast as he likes or keep weir busy with hashes of passwords (nginx: both
     // belong to its phase before access)
     limit_req => LimitReq,
-    /// How many requests may be served at a time.
-    // behind limit_req: who waits there is not served yet
+    /// Limits how many requests may be served at a time. nginx: `limit_conn`, `limit_conn_zone`, `limit_conn_status`,
+    /// `limit_conn_dry_run`.
+    // behind `limit_req`: who waits there is not served yet
     limit_conn => LimitConn,
-    /// Answers for a site while it is worked at.
-    // whoever may not come at all need not hear of it
+    /// Answers for a site while it is worked at. nginx: `if (-f $file) { return 503; }`.
+    // behind `access` and the limits: whoever may not come at all need not hear of it
     maintenance => Maintenance,
-    /// Lets pages of other origins read answers.
-    // a preflight request has no credentials: before all that asks for some
+    /// Lets pages of other origins read answers. nginx: `add_header Access-Control-...`, and an `if` for `OPTIONS`.
+    // before all that asks for credentials: a preflight request has none
     cors => Cors,
-    /// Serves only what is asked for from a page of certain hosts.
+    /// Serves only what is asked for from a page of certain hosts, so that others do not embed it. nginx: `valid_referers`,
+    /// `$invalid_referer`.
+    // a look at one header: before all that costs more
     referer => Referer,
-    /// Refuses requests with a body that is too large.
+    /// Refuses requests with a body that is too large. nginx: `client_max_body_size`.
     // before all that reads a body
     body_limit => BodyLimit,
-    /// Lets in who has a link that is signed and has not expired.
+    /// Lets in who has a link that is signed and has not expired. nginx: `secure_link`, `secure_link_md5`.
     // of those that ask who the client is, first what costs least; each must let it in
     signed_url => SignedUrl,
-    /// Lets in who has a token that is signed.
+    /// Lets in who has a token that is signed. nginx: `auth_jwt` and its kin, of the commercial version.
+    // before `auth_basic`: a signature takes less time than the hash of a password
     jwt => Jwt,
-    /// Lets in who has a name and its password.
+    /// Lets in who has a name and its password. nginx: `auth_basic`, `auth_basic_user_file`.
+    // behind what takes less time, and before what asks another server
     auth_basic => AuthBasic,
-    /// Asks a service whether to let in.
-    // last: another server is asked only about those who may come otherwise
+    /// Asks a service whether to let in. nginx: `auth_request`, `auth_request_set`.
+    // last of those that ask who the client is: another server is asked only about those who may come otherwise
     auth_request => AuthRequest,
-    /// Receives the whole body of a request before a backend is asked.
+    /// Receives the whole body of a request before a backend is asked. nginx: `proxy_request_buffering on`,
+    /// `client_body_buffer_size`, `client_body_temp_path`.
     // in no phase, and behind all that lets in: nobody sends a body to be refused then
     buffer_request => BufferRequest,
-    /// Changes path, query and method of what the action sees.
+    /// Changes path, query and method of what the action sees. nginx: `rewrite ... break`, a path in `proxy_pass`,
+    /// `proxy_method`, `set $args`.
+    // behind all that lets in, which sees the path that the client asked for
     rewrite => Rewrite,
-    /// How long to wait for backends.
+    /// Sets how long to wait for backends. nginx: `proxy_read_timeout` in a `location`.
+    // it only notes what counts when a backend is asked
     timeouts => Timeouts,
-    /// How far ahead of its client an answer is read.
+    /// Sets how far ahead of its client an answer is read. nginx: `proxy_buffering on`, `proxy_buffers`,
+    /// `proxy_max_temp_file_size`, `proxy_temp_path`.
     // beside `timeouts`: both are about the connection to the backend
     buffer_response => BufferResponse,
-    /// How fast an answer goes to its client.
+    /// Limits how fast an answer goes to its client. nginx: `limit_rate`, `limit_rate_after`.
+    // it only notes what counts when the body of an answer is sent
     limit_rate => LimitRate,
-    /// Own pages for errors.
-    // it takes part in no phase: where an error has no body of its own, it is asked for one
+    /// Shows own pages for errors. nginx: `error_page`, `proxy_intercept_errors`.
+    // in no phase: where an error has no body of its own, it is asked for one
     errors => Errors,
-    /// Decodes answers for clients that do not take them as they are.
+    /// Decodes answers for clients that do not take them as they are. nginx: `gunzip`, `gunzip_buffers`.
     // before all that reads or changes bodies
     decompress => Decompress,
-    /// Replaces texts in bodies.
+    /// Replaces texts in the bodies of answers. nginx: `sub_filter`, `sub_filter_types`, `sub_filter_once`.
+    // behind `decompress`, for it finds nothing in a coded body, and before `compress`
     sub_filter => SubFilter,
-    /// Compresses answers for clients that take them so.
+    /// Compresses answers for clients that take them so. nginx: `gzip`, `gzip_types`, `gzip_min_length`, `gzip_comp_level`,
+    /// `gzip_vary on`.
     // behind all that reads or changes bodies
     compress => Compress,
-    /// Changes the flags, domains and paths of cookies that backends set.
+    /// Changes the flags, domains and paths of cookies that backends set. nginx: `proxy_cookie_flags`,
+    /// `proxy_cookie_domain`, `proxy_cookie_path`.
+    // before `headers`, which has the final word
     cookies => Cookies,
-    /// Rewrites where backends send clients: `Location` and `Refresh`.
+    /// Rewrites where backends send clients: `Location` and `Refresh`. nginx: `proxy_redirect`.
+    // before `headers`, which has the final word
     location => Location,
-    /// Tells browsers to be careful: `basic`, `strict` or a map.
+    /// Tells browsers to be careful. nginx: an `add_header ... always` for each.
+    // before `headers`, which has the final word
     security_headers => SecurityHeaders,
-    /// Sets, adds, defaults and removes headers of the request to the backend and of the answer to the client.
+    /// Sets, adds, defaults and removes headers of the request to the backend and of the answer to the client. nginx:
+    /// `proxy_set_header`, `proxy_hide_header`, `add_header ... always`.
     // behind all others that change a header: it has the final word on what leaves
     headers => Headers,
-    /// Sends a copy of requests to another pool, whose answers nobody sees.
+    /// Sends a copy of requests to another pool, whose answers nobody sees. nginx: `mirror`, with `split_clients` for a
+    /// share.
     // behind whatever changes the request: the copy is of what a backend gets
     mirror => Mirror,
-    /// Other access logs than the document's.
+    /// Writes other access logs than the document's, or none. nginx: `access_log` in a `server` or a `location`.
     // in no phase: it says what becomes of the line about all the others
     access_log => AccessLog,
 }

@@ -1,11 +1,12 @@
-//! `referer`: serves only what is asked for from a page of certain hosts, against pictures and downloads that others embed.
+//! `referer`: serves only what is asked for from a page of certain hosts, against pictures and downloads that others
+//! embed.
 //!
 //! ```yaml
 //! referer: { allow: [self, "*.example.com"], empty: true }
 //! ```
 //!
 //! Anything else is answered with 403. What `Referer` says is the client's word: it keeps browsers from embedding, and
-//! nobody out. nginx: `valid_referers` and `if ($invalid_referer) { return 403; }`.
+//! nobody out.
 
 use std::time::SystemTime;
 

@@ -7,11 +7,12 @@
 //!   request_id: { header: X-Request-Id, trust: true }
 //! ```
 //!
-//! One that a request brings is kept where it comes from a peer that may say so, a proxy or a gateway in front; everybody else
-//! gets a new one, for a client could otherwise give many requests the same one, or that of somebody else's.
+//! It has 32 hexadecimal digits, and goes to the backend and to the client; texts and logs have it as `$request_id`.
+//! `request_id: {}` takes all defaults.
 //!
-//! Runs before everything else, so that an answer of any later policy carries it. nginx: `$request_id` with
-//! `proxy_set_header` and `add_header`.
+//! One that a request brings is kept where it comes from a peer that may say so, a proxy or a gateway in front;
+//! everybody else gets a new one, for a client could otherwise give many requests the same one, or that of somebody
+//! else's.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -9,14 +9,17 @@
 //! ```
 //!
 //! Adds headers to every answer that passes the route, errors included, where the answer has none of that name: a
-//! backend that says something itself knows better. nginx: one `add_header ... always` for each.
+//! backend that says something itself knows better. `basic` hardly breaks a site; `strict` is for one that brings all
+//! that it needs itself.
+//!
+//! A level that names a `preset` begins anew; one that does not changes single headers of the farther level's.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use http::{HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use super::Filter;
@@ -26,7 +29,8 @@ use crate::http::header::Name;
 use crate::issue::At;
 use crate::value::{FromShort, OrOff, Short};
 
-/// A preset, `basic` or `strict`, or a map.
+/// A preset alone, `basic` or `strict`, or a map, in which each header has a value or is `off`; what it does not name is
+/// the preset's.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(from = "Short<Fields>")]
 #[schemars(with = "Short<Fields>")]
@@ -73,6 +77,10 @@ pub enum Preset {
 }
 
 impl FromShort for Fields {
+    fn short_schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Preset>()
+    }
+
     fn from_short(text: &str) -> Result<Fields, String> {
         let preset = match text {
             "basic" => Preset::Basic,

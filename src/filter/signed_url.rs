@@ -4,9 +4,10 @@
 //! signed_url: { secret: "${file:secret}" }
 //! ```
 //!
-//! A link such as `/dl/report.pdf?expires=1795362225&signature=...`. The signature is HMAC-SHA256, with the secret for key, of the path
-//! (decoded, as `$uri`), a line break and the value of `expires`, in base64 for URLs without padding; with `bind`, another line
-//! break and that text follow. In a shell:
+//! A link such as `/dl/report.pdf?expires=1795362225&signature=...`. Others are answered with 403, expired ones with
+//! 410. The signature is HMAC-SHA256, with the secret for key, of the path (decoded, as `$uri`), a line break and the
+//! value of `expires` (seconds since 1970), in base64 for URLs without padding; with `bind`, another line break and
+//! that text follow. In a shell, for an hour:
 //!
 //! ```sh
 //! path=/dl/report.pdf expires=$(($(date +%s) + 3600))
@@ -14,9 +15,9 @@
 //! echo "https://shop.example$path?expires=$expires&signature=$signature"
 //! ```
 //!
-//! nginx's `secure_link` has the same purpose; there the hash is MD5 of a text with the secret in it, which whoever has seen one
-//! link can try to extend, and paths and dates may run into each other. Other parameters of the query are not signed unless
-//! `bind` names them.
+//! nginx's `secure_link` has the same purpose, but its links cannot be taken over; there the hash is MD5 of a text with
+//! the secret in it, which whoever has seen one link can try to extend, and paths and dates may run into each other.
+//! Other parameters of the query are not signed unless `bind` names them.
 
 use std::time::SystemTime;
 

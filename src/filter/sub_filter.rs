@@ -4,15 +4,15 @@
 //! sub_filter: { types: [text/html], replace: { "http://old.example": "https://$host" }, once: false }
 //! ```
 //!
-//! All texts are looked for in one pass, also across the pieces in which a body comes; where several begin at one place,
-//! the longest counts. What was put in is not looked at again. Runs behind all that makes a body and before `compress`.
-//! nginx: `sub_filter`, `sub_filter_types`, `sub_filter_once`, which ignores case and by default replaces once.
+//! All texts are looked for in one pass, also across the pieces in which a body comes; where several begin at one
+//! place, the longest counts. What was put in is not looked at again.
 //!
 //! A body in a content coding cannot be searched: backends are asked for none. One that is in a coding all the same, a
-//! precompressed file for one, and a part of a body (206) stay as they are.
+//! precompressed file for one, stays as it is unless `decompress: { always: true }` takes the coding off; so does a
+//! part of a body (206).
 //!
-//! The length of what comes out is not known, and neither a tag nor a date of the backend says when it changes: these
-//! headers go.
+//! The length of what comes out is not known, and neither a tag nor a date of the backend says when it changes:
+//! `Content-Length`, `Accept-Ranges`, `ETag` and `Last-Modified` go.
 
 use std::collections::BTreeMap;
 use std::io;

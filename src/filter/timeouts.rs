@@ -4,8 +4,9 @@
 //! timeouts: { read: 10s, total: 30s }
 //! ```
 //!
-//! One pool may serve a route that answers in milliseconds and one that makes reports for minutes. Looked at when a member is
-//! asked; a route without a `proxy` has no use for it. nginx: `proxy_read_timeout` in a `location`.
+//! One pool may serve a route that answers in milliseconds and one that makes reports for minutes. What no level gives
+//! stays as the pool's `timeouts` say; a nearer level changes one key and leaves the other. A route without a `proxy`
+//! has no use for it.
 
 use std::time::{Duration, SystemTime};
 

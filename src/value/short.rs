@@ -15,6 +15,11 @@ pub trait FromShort: Sized {
     /// What may be written, for whoever writes something else.
     const EXPECTING: &'static str = "a string or a map";
 
+    /// What the short form looks like to an editor.
+    fn short_schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<String>()
+    }
+
     /// Reads the short form; the error is a message in the manner of [`crate::issue::Issue`].
     fn from_short(text: &str) -> Result<Self, String>;
 }
@@ -60,7 +65,7 @@ impl<T: Serialize> Serialize for Short<T> {
     }
 }
 
-impl<T: JsonSchema> JsonSchema for Short<T> {
+impl<T: JsonSchema + FromShort> JsonSchema for Short<T> {
     fn inline_schema() -> bool {
         true
     }
@@ -70,8 +75,9 @@ impl<T: JsonSchema> JsonSchema for Short<T> {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let short = T::short_schema(generator);
         let map = generator.subschema_for::<T>();
-        json_schema!({ "anyOf": [{ "type": "string" }, map] })
+        json_schema!({ "anyOf": [short, map] })
     }
 }
 

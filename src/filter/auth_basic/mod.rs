@@ -4,10 +4,14 @@
 //! auth_basic: { realm: Staff, users: htpasswd }
 //! ```
 //!
-//! nginx's `auth_basic` and `auth_basic_user_file`. Hashes that are worth their name take a processor tens of milliseconds, on
-//! purpose. So they are computed on threads that may block, few at a time, and a password that was right is remembered for
-//! [`MEMORY`] under a keyed hash. A name that nobody has costs as much as a wrong password: the time tells nobody which names
-//! there are.
+//! Asks for a name and a password (RFC 7617); without them 401 answers. `$remote_user` is the name then.
+//! `htpasswd -B htpasswd ada` adds a line for ada to the file.
+//!
+//! Hashes that are worth their name take a processor tens of milliseconds, on purpose. So they are computed on threads
+//! of their own, on half of the processors at most; 512 requests may wait for that, and more are answered with 503
+//! (`auth_busy` in `$failure`). A password that was right is remembered for five minutes, in memory and under a keyed
+//! hash. A name that nobody has costs as much as a wrong password: the time tells nobody which names there are. Against
+//! guessing, set a `limit_req` as well: it comes first.
 
 use std::collections::HashMap;
 use std::fmt;

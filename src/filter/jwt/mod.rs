@@ -4,9 +4,17 @@
 //! jwt: { keys: jwks.json, issuer: https://id.example, audience: shop, algorithms: [ES256], claims: { $user: sub } }
 //! ```
 //!
-//! A JSON Web Token (RFC 7519) in `Authorization: Bearer`, or wherever `token` says. It must be signed by one of the keys, have not
-//! expired, and be from `issuer` for `audience` where those are given. Otherwise the answer is 401 with a challenge of RFC 6750;
-//! why is in the error log at level `info`. nginx: `auth_jwt` of the commercial version.
+//! A JSON Web Token (RFC 7519) in `Authorization: Bearer`, or wherever `token` says. It must be signed by one of the
+//! keys, have not expired (one without `exp` is refused), and be from `issuer` for `audience` where those are given.
+//! Otherwise the answer is 401 with a challenge of RFC 6750; why is in the error log at level `info`. A claim `sub` is
+//! `$remote_user`.
+//!
+//! Keys that are fetched stay in use when a fetch fails; before the first, tokens get 503 (`jwt_keys` in `$failure`). A
+//! token that is signed by an unknown key has them fetched at once, but at most every 10 seconds.
+//!
+//! With `auth_basic` on the same route, to which `Authorization` belongs, `token` must say where else the token is.
+//!
+//! # Inside
 //!
 //! Signatures are checked on the worker: one of ES256 or RS256 takes less than a tenth of a millisecond.
 
@@ -42,7 +50,7 @@ use token::{Claims, Demands, Flaw};
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// File of public keys: a JWK set, one JWK, or PEM, read with the configuration. Or where a JWK set is fetched:
-    /// `{ pool: id, path: /jwks.json }`.
+    /// `{ pool: id, path: /jwks.json }`. nginx: `auth_jwt_key_file`, `auth_jwt_key_request`.
     keys: Option<Source>,
     /// Secret for `HS256` and its kin, of at least 32 bytes; in place of `keys` or beside them.
     secret: Option<String>,
@@ -55,15 +63,16 @@ pub struct Config {
     /// Which algorithms are accepted. Default: those that the keys are for. Which one a key can be used with is up to its kind in any
     /// case, and `none` is none.
     algorithms: Option<Vec<Algorithm>>,
-    /// By how much clocks may differ. Default 30s.
+    /// By how much clocks may differ, for `exp` and `nbf`. Default 30s. nginx: `auth_jwt_leeway`.
     leeway: Option<Span>,
     /// Claims as variables for later policies, the action and their texts: `{ $user: sub }`. `a.b` is `b` in the object `a`, where there is no
-    /// claim of the whole name.
+    /// claim of the whole name; a list is joined by commas. nginx: `auth_jwt_claim_set`.
     #[serde(default)]
     claims: IndexMap<String, String>,
     /// Where the token is, a text with variables: `$cookie_session`, `$arg_token`. Default: `Authorization: Bearer`.
+    /// nginx: `auth_jwt ... token=`.
     token: Option<String>,
-    /// What the challenge says. Default `Restricted`.
+    /// What the challenge says. Default `Restricted`. nginx: `auth_jwt`.
     #[serde(default = "default_realm")]
     realm: String,
 }

@@ -12,9 +12,9 @@
 //! rewrite: { query: { set: { lang: "$cookie_lang" }, remove: ["utm_*"] }, method: POST }
 //! ```
 //!
-//! Runs after routing: it does not choose another route. It works on the normalised path, and what it makes is
-//! encoded anew for the backend; the query stays, but for what `query` changes. nginx: `rewrite ... break`, or the path
-//! in `proxy_pass`; `proxy_method`.
+//! Runs after routing: it does not choose another route. It works on the normalised path (percent-decoded, `.` and `..`
+//! resolved), and what it makes is encoded anew for the backend; the query stays, but for what `query` changes. Without
+//! `strip_prefix`, `add_prefix` and `regex` the path goes out as the client sent it.
 
 mod query;
 
@@ -41,16 +41,19 @@ use crate::value::pattern;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Removes these whole segments from the front of the path; a path that does not begin with them stays.
+    /// nginx: a path in `proxy_pass`.
     pub strip_prefix: Option<String>,
-    /// Puts these segments in front of the path, after `strip_prefix`.
+    /// Puts these segments in front of the path, after `strip_prefix`. nginx: a path in `proxy_pass`.
     pub add_prefix: Option<String>,
     /// Replaces a path that this regular expression matches by `to`; any other path stays.
+    /// nginx: `rewrite ... break`.
     pub regex: Option<String>,
     /// The new path, with variables; groups of `regex` are `$name`, or `${1}` without a name. With a query
     /// (`/x?a=1`) the client's query follows it after `&`; a `?` at the end, `/x?` or `/x?a=1?`, drops the client's query
     /// (as nginx's `rewrite`).
     pub to: Option<String>,
-    /// Changes of the query, once the path is another.
+    /// Changes of the query, once the path is another: `remove` first, then `set`, then `add`. Names are compared decoded,
+    /// values are texts with variables and get encoded; one that turns out empty is left out. nginx: `set $args`.
     pub query: Option<query::Config>,
     /// The method by which the backend is asked, whatever the client's; a HEAD request stays one. nginx: `proxy_method`.
     pub method: Option<String>,
