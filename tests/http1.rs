@@ -5,7 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use crate::harness::Weir;
-use crate::harness::client::{Connection, Http2, get};
+use crate::harness::client::{Connection, Http2, Request, get};
+use crate::harness::frames::{Raw, fields, frame};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually};
 
@@ -211,6 +212,45 @@ fn connect_is_not_allowed() {
         line.contains("\"CONNECT a:443 HTTP/1.1\" 405 ") && line.ends_with(" method_not_allowed"),
         "{line}"
     );
+}
+
+#[test]
+fn server_as_a_whole_says_that_it_is_there() {
+    let app = Origin::fixed("not for it");
+    let weir = Weir::with("app", &app).start(
+        "
+        listeners: { http: { bind: '127.0.0.1:{http}', protocols: [h1, h2] } }
+        pools: { app: { backends: ['{app}'] } }
+        sites: { main: { hosts: a.example, routes: [{ proxy: app }] } }
+        ",
+    );
+    let mut connection = weir.connect();
+    for host in ["a.example", "elsewhere.example"] {
+        let answer = connection.fetch(&Request::new("OPTIONS", "*").host(host));
+        let answer = answer.expect("an answer");
+        assert_eq!((answer.status, answer.text()), (204, ""));
+    }
+    let answer = connection.fetch(&Request::new("GET", "*").host("a.example"));
+    assert_eq!(answer.expect("an answer").status, 400);
+    let mut raw = Raw::open(weir.address("http"), &[]).expect("connect");
+    let request = fields(&[
+        (":method", "OPTIONS"),
+        (":scheme", "http"),
+        (":authority", "a.example"),
+        (":path", "*"),
+    ]);
+    let [headers, both_ends] = [1, 0x5];
+    raw.send(&frame(headers, both_ends, 1, &request))
+        .expect("send");
+    let no_content = 0x80 | 9; // of the static table (RFC 7541 appendix A)
+    let answer = loop {
+        let frame = raw.read().expect("an answer");
+        if frame.stream == 1 {
+            break frame;
+        }
+    };
+    assert_eq!(answer.payload.first(), Some(&no_content));
+    assert_eq!(app.hits(), 0);
 }
 
 #[test]

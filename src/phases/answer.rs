@@ -156,7 +156,8 @@ async fn run(
     live: &Live,
 ) -> std::result::Result<Outcome, Failure> {
     let Chosen::Route(route) = &x.chosen else {
-        return Ok(Outcome::Proxy);
+        // Without a failure either, it was `OPTIONS *`: the server is there.
+        return Ok(Outcome::Reply(Reply::empty(StatusCode::NO_CONTENT)));
     };
     let route = route.clone();
     let flow = match route.chain.is_empty() {

@@ -51,6 +51,10 @@ pub(super) fn route(request: &RequestHeader, x: &mut Exchange) -> std::result::R
     }
     host::normalise_into(authority.unwrap_or_default(), &mut cx.host)
         .map_err(|_| Failure::BadRequest)?;
+    if request.method == Method::OPTIONS && request.uri.path() == "*" {
+        // It asks the server as a whole, whoever is named (RFC 9110 section 9.3.7): no site answers it.
+        return refuse_client(&cx.connection);
+    }
     path::normalise_into(request.uri.path(), &mut cx.path).map_err(|_| Failure::BadRequest)?;
     refuse_client(&cx.connection)?;
     let secure = cx.connection.tls.is_some();
