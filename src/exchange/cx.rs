@@ -62,6 +62,8 @@ pub struct Cx {
     pub user: Option<String>,
     /// What a service that was asked about the request tells its backend.
     pub vouched: Vec<(Bytes, HeaderValue)>,
+    /// What it tells the client.
+    pub told: Vec<(Bytes, HeaderValue)>,
     /// What a token says that is a variable, in the order in which these were compiled.
     pub claims: Vec<Option<String>>,
     /// What came of `limit_req`, in nginx's words.
@@ -140,6 +142,7 @@ impl Cx {
             body_received: 0,
             user: None,
             vouched: Vec::new(),
+            told: Vec::new(),
             claims: Vec::new(),
             limit_req: None,
             limit_conn: None,
@@ -176,6 +179,7 @@ impl Cx {
         self.total_timeout = None;
         self.read_ahead = None;
         self.vouched.clear();
+        self.told.clear();
         self.claims.clear();
     }
 

@@ -60,6 +60,9 @@ pub struct HeadersConfig {
     /// Headers of the service's answer that the backend gets, in place of the client's. nginx: `auth_request_set` and
     /// `proxy_set_header`.
     copy: OneOrMany<String>,
+    /// Headers of the service's answer that the client gets, whether it is let in or not, such as a `Set-Cookie` that
+    /// prolongs a session. nginx: `auth_request_set` and `add_header`.
+    answer: OneOrMany<String>,
 }
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,6 +73,7 @@ pub struct AuthRequest {
     /// The question as far as it is always the same.
     question: RequestHeader,
     copy: Box<[Name]>,
+    answer: Box<[Name]>,
     pass: Box<[Name]>,
     timeout: Duration,
     asker: Arc<Asker>,
@@ -124,9 +128,10 @@ impl Filter for AuthRequest {
                 return Flow::Fail(Failure::AuthUnreachable);
             }
         };
+        cx.told = chosen(&self.answer, &answer);
         match answer.status {
             status if status.is_success() => {
-                cx.vouched = self.vouched(&answer);
+                cx.vouched = chosen(&self.copy, &answer);
                 Flow::Continue
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => refusal(&answer),
@@ -153,6 +158,19 @@ impl Filter for AuthRequest {
         for (name, value) in &cx.vouched {
             // fails only when there are more headers than a map can hold
             let _ = upstream.append_header(name.clone(), value.clone());
+        }
+    }
+
+    fn response(
+        &self,
+        cx: &Cx,
+        _request: &RequestHeader,
+        response: &mut ResponseHeader,
+        _wall: SystemTime,
+    ) {
+        for (name, value) in &cx.told {
+            // as above
+            let _ = response.append_header(name.clone(), value.clone());
         }
     }
 }
@@ -189,16 +207,16 @@ impl AuthRequest {
         }
         Ok(question)
     }
+}
 
-    /// What of the service's answer goes to the backend.
-    fn vouched(&self, answer: &ResponseHeader) -> Vec<(Bytes, HeaderValue)> {
-        let mut vouched = Vec::new();
-        for name in &self.copy {
-            let values = answer.headers.get_all(name.name()).iter();
-            vouched.extend(values.map(|value| (name.written(), value.clone())));
-        }
-        vouched
+/// The headers of the service's answer that have these names.
+fn chosen(names: &[Name], answer: &ResponseHeader) -> Vec<(Bytes, HeaderValue)> {
+    let mut chosen = Vec::new();
+    for name in names {
+        let values = answer.headers.get_all(name.name()).iter();
+        chosen.extend(values.map(|value| (name.written(), value.clone())));
     }
+    chosen
 }
 
 /// The service's no, for the client.
@@ -240,7 +258,17 @@ impl Config {
             b.error(&at.key("path"), format!("`{}` is not a path", self.path))
                 .hint("a path begins with `/` and is encoded as in a request");
         }
-        let copy = names(&at.key("headers").key("copy"), &self.headers.copy.0, b);
+        let headers = at.key("headers");
+        let copy = names(&headers.key("copy"), &self.headers.copy.0, b);
+        let answer = names(&headers.key("answer"), &self.headers.answer.0, b);
+        let challenge = |name: &Name| *name.name() == header::WWW_AUTHENTICATE;
+        if let Some(i) = answer.iter().flatten().position(challenge) {
+            let at = headers.key("answer");
+            b.error(
+                &at.index(i),
+                "`WWW-Authenticate` of a refusal goes to the client in any case",
+            );
+        }
         let default = ["Authorization".to_owned(), "Cookie".to_owned()];
         let pass = self.pass.as_ref().map_or(&default[..], |pass| &pass.0);
         let pass = names(&at.key("pass"), pass, b);
@@ -252,6 +280,7 @@ impl Config {
             pool: pool?,
             question: question.ok()?,
             copy: copy?,
+            answer: answer?,
             pass: pass?,
             timeout,
             asker: b.carry("asker".to_owned(), |_| true, Asker::default),
