@@ -238,7 +238,8 @@ fn disk_without_room_holds_the_backend_up_and_loses_nothing() {
     let mut connection = weir.connect();
     connection.send_request(&get("/little")).expect("send");
     eventually(PATIENCE, || {
-        weir.error_log().contains("read ahead into memory only")
+        weir.error_log()
+            .contains("no room to read an answer further ahead")
     });
     let is_done = || backend.written() == LENGTH;
     assert!(!holds_within(Duration::from_secs(1), is_done));

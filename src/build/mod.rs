@@ -159,7 +159,7 @@ impl<'a> Build<'a> {
         if let Err(e) = overflow::unnamed(&folder) {
             let why = format!("no file can be made in `{}`: {e}", folder.display());
             self.error(at_dir, why)
-                .hint("`dir` is where bodies go that are longer than `memory`");
+                .hint("`dir` is where bodies go that are longer than `memory`; by default, the system's folder for temporary files");
             return None;
         }
         let used = self.carry(at.to_path().to_string(), |_| true, Used::default);

@@ -46,8 +46,8 @@ pub struct Fields {
     /// The folder for such files; whoever weir runs as must be able to write there. Default: the system's for temporary
     /// files (`$TMPDIR`, or `/tmp`), which on many systems is memory, too. nginx: `proxy_temp_path`.
     pub dir: Option<PathBuf>,
-    /// How much of it the answers to all requests of this policy may take together; beyond that they are read ahead into memory
-    /// only. Default: as much as there is.
+    /// How much of it the answers to all requests of this policy may take together; beyond that no more is read than goes
+    /// out. Default: as much as there is.
     pub max: Option<Size>,
 }
 

@@ -5,8 +5,8 @@
 //! the size that the request may have; the stream gives out what is there. What it gives out comes no later for that: nothing
 //! waits for more to come.
 //!
-//! What memory has no room for may go to a file, whose bytes come back to memory as the client makes room there. When all
-//! have, the file begins anew. Where it takes no more, nothing is read until they have.
+//! What memory has no room for may go to a file, whose bytes come back to memory as the client makes room there. The file is
+//! a ring: where it is as long as it may be, or as there is room for, what has come back makes room for more.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -72,16 +72,17 @@ struct Shared {
 /// What is on disk of an answer, and what came after that.
 #[derive(Debug)]
 struct Rest {
-    disk: Arc<Disk>,
-    /// The bytes of the file that are wanted.
+    /// The bytes of the answer that are in the file, counted from its first one that went there.
     start: u64,
     end: u64,
+    /// How long the ring is, a multiple of [`BATCH`]: a byte stands at its number modulo this.
+    length: u64,
     /// What came last.
     late: Vec<u8>,
     /// How many bytes that is.
     held: usize,
-    /// The file takes no more until it begins anew.
-    full: bool,
+    /// The file takes no more.
+    closed: bool,
 }
 
 /// What the pump has to do next, other than to read the connection.
@@ -97,7 +98,7 @@ impl Pump {
         let shared = Arc::new(Mutex::new(Shared {
             link: Some(link),
             read: Chunks::new(ahead.memory),
-            rest: ahead.disk.clone().map(Rest::new),
+            rest: ahead.disk.as_deref().map(Rest::new),
             end: None,
             reader: None,
             pump: None,
@@ -135,6 +136,11 @@ impl Pump {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether it is the file that is waited for, and not the backend.
+    pub fn has_rest(&self) -> bool {
+        self.shared.lock().has_rest()
+    }
+
     /// The connection, if all that was read of it was given out and it has not ended.
     pub fn stop(self) -> Option<Link> {
         let mut shared = self.shared.lock();
@@ -164,7 +170,7 @@ async fn pump(shared: Arc<Mutex<Shared>>, disk: Option<Arc<Disk>>) {
                     && disk.failures.note(Instant::now())
                 {
                     let count = disk.failures.count();
-                    log::warn!("an answer is read ahead into memory only, {count} so far: {e}");
+                    log::warn!("no room to read an answer further ahead, {count} so far: {e}");
                 }
                 shared.lock().written(bytes, written);
             }
@@ -253,7 +259,7 @@ impl Shared {
                 rest.held = 0;
             }
             Err(e) if rest.late.len() < rest.held => self.lose(e),
-            Err(_) => rest.full = true,
+            Err(_) => rest.shrink(),
         }
     }
 
@@ -266,9 +272,6 @@ impl Shared {
             Ok(bytes) => {
                 self.read.take(&bytes);
                 rest.start += bytes.len() as u64;
-                if rest.start == rest.end {
-                    (rest.start, rest.end, rest.full) = (0, 0, false);
-                }
             }
             Err(e) => self.lose(e),
         }
@@ -285,14 +288,14 @@ impl Shared {
 }
 
 impl Rest {
-    fn new(disk: Arc<Disk>) -> Rest {
+    fn new(disk: &Disk) -> Rest {
         Rest {
-            disk,
+            length: disk.most - disk.most % BATCH as u64,
             start: 0,
             end: 0,
             late: Vec::new(),
             held: 0,
-            full: false,
+            closed: false,
         }
     }
 
@@ -303,10 +306,12 @@ impl Rest {
     /// The next bytes of the file, if there is room for them.
     fn next_load(&self, room: usize) -> Option<Step> {
         let length = (self.end - self.start).min(CHUNK as u64);
-        (length > 0 && room as u64 >= length).then_some(Step::Load {
-            at: self.start,
-            length,
-        })
+        if length == 0 || length > room as u64 {
+            return None;
+        }
+        let at = self.start % self.length;
+        let length = length.min(self.length - at);
+        Some(Step::Load { at, length })
     }
 
     /// What came last follows what is in memory already, as far as there is room, unless the file comes before it.
@@ -318,17 +323,25 @@ impl Rest {
         read.take(&self.late[..count]);
         self.late.copy_within(count..self.held, 0);
         self.held -= count;
-        self.full = false;
         true
     }
 
     /// What came last, when that is as much as is written at once and the file takes it.
     fn next_write(&mut self) -> Option<Step> {
-        let fits = self.end + BATCH as u64 <= self.disk.most;
-        (self.held == BATCH && fits && !self.full).then(|| Step::Write {
+        let used = self.end - self.start;
+        let fits = used + BATCH as u64 <= self.length;
+        (self.held == BATCH && fits && !self.closed).then(|| Step::Write {
             bytes: std::mem::take(&mut self.late),
-            at: self.end,
+            at: self.end % self.length,
         })
+    }
+
+    /// The file did not take what came last. It makes do with what it has, if that is anything.
+    fn shrink(&mut self) {
+        match 0 < self.end && self.end < self.length {
+            true => self.length = self.end,
+            false => self.closed = true,
+        }
     }
 
     fn room(&mut self) -> Option<ReadBuf<'_>> {
@@ -431,6 +444,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
+    use tokio::sync::watch;
 
     use super::super::wire::Io;
     use super::*;
@@ -526,55 +540,85 @@ mod tests {
         (0..length).map(|i| (i % 251) as u8).collect()
     }
 
+    /// What comes of `work`, which is not to hang.
+    async fn soon<T>(work: impl Future<Output = T>) -> T {
+        let done = tokio::time::timeout(Duration::from_secs(30), work).await;
+        done.expect("it goes on")
+    }
+
+    async fn read_all(pump: &Pump, length: usize) -> Vec<u8> {
+        let mut got = Vec::new();
+        while got.len() < length {
+            // sizes of which no buffer is a multiple
+            let most = 1 + got.len() % 100_003;
+            got.extend(soon(read(pump, most)).await.unwrap());
+        }
+        got
+    }
+
     #[tokio::test]
     async fn what_memory_has_no_room_for_comes_back_from_disk() {
         let ahead = disk(8 << 20, u64::MAX);
         let used = ahead.disk.as_ref().unwrap().place.used.clone();
         let (pump, mut backend) = pump_ahead(&ahead);
         let whole = pattern(8 << 20);
-        for round in 0..2 {
-            backend.write_all(&whole).await.unwrap();
-            assert!(used.bytes() > 7 << 20, "{round}");
-            let mut got = Vec::new();
-            while got.len() < whole.len() {
-                got.extend(read(&pump, 100_000).await.unwrap());
-            }
-            assert!(got == whole, "{round}");
+        for _ in 0..3 {
+            soon(backend.write_all(&whole)).await.unwrap();
+            assert!(read_all(&pump, whole.len()).await == whole);
         }
-        assert!(used.bytes() <= 8 << 20, "the file began anew");
+        assert!(used.bytes() > 7 << 20);
         assert!(pump.stop().is_some());
-        drop(backend);
-        while used.bytes() > 0 {
-            tokio::task::yield_now().await;
+        soon(async {
+            while used.bytes() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn disk_is_used_again_as_soon_as_there_is_room() {
+        // as much as the file may have, or as there is for all files
+        for ahead in [disk(1 << 20, u64::MAX), disk(8 << 20, 1 << 20)] {
+            let (pump, mut backend) = pump_ahead(&ahead);
+            let whole = pattern(6 << 20);
+            let (sent, mut sending) = watch::channel(0);
+            let bytes = whole.clone();
+            tokio::spawn(async move {
+                for part in bytes.chunks(CHUNK) {
+                    backend.write_all(part).await.unwrap();
+                    sent.send_modify(|count| *count += part.len());
+                }
+                backend
+            });
+            let mut got = Vec::new();
+            for step in 1..=5 {
+                let on_its_way = sending.wait_for(|count| *count >= step << 20);
+                soon(on_its_way).await.unwrap();
+                got.extend(read_all(&pump, (step << 20) - got.len()).await);
+            }
+            assert!(whole.starts_with(&got));
+            assert!(ahead.disk.unwrap().place.used.bytes() <= (1 << 20) + BATCH as u64);
         }
     }
 
     #[tokio::test]
-    async fn disk_that_takes_no_more_holds_the_backend_up_and_loses_nothing() {
-        for ahead in [
-            disk(1 << 20, u64::MAX),
-            disk(8 << 20, 1 << 20),
-            disk(8 << 20, 0),
-        ] {
-            let (pump, mut backend) = pump_ahead(&ahead);
-            let whole = pattern(8 << 20);
-            let sent = whole.clone();
-            let mut sending = tokio::spawn(async move { backend.write_all(&sent).await });
-            let wait = tokio::time::timeout(Duration::from_millis(100), &mut sending);
-            assert!(wait.await.is_err(), "more than fits");
-            let mut got = Vec::new();
-            loop {
-                let piece = read(&pump, 100_000).await.unwrap();
-                if piece.is_empty() {
-                    break;
-                }
-                got.extend(piece);
+    async fn disk_without_any_room_loses_nothing() {
+        let ahead = disk(8 << 20, 0);
+        let (pump, mut backend) = pump_ahead(&ahead);
+        let whole = pattern(4 << 20);
+        let sent = whole.clone();
+        let sending = tokio::spawn(async move { backend.write_all(&sent).await });
+        let disk = ahead.disk.unwrap();
+        soon(async {
+            while disk.failures.count() == 0 {
+                tokio::task::yield_now().await;
             }
-            sending.await.unwrap().unwrap();
-            assert!(got == whole);
-            let disk = ahead.disk.unwrap();
-            assert_eq!(disk.failures.count() > 0, disk.place.most < 8 << 20);
-        }
+        })
+        .await;
+        assert!(read_all(&pump, whole.len()).await == whole);
+        soon(sending).await.unwrap().unwrap();
+        assert_eq!(disk.failures.count(), 1, "it is tried once");
     }
 
     #[tokio::test]

@@ -361,7 +361,13 @@ impl AsyncRead for Wire {
                 }
                 Poll::Ready(read)
             }
-            Poll::Pending => this.poll_wait(cx),
+            Poll::Pending => match &this.pump {
+                Some(pump) if pump.has_rest() => {
+                    this.wait.since = None;
+                    Poll::Pending
+                }
+                _ => this.poll_wait(cx),
+            },
         }
     }
 }
