@@ -115,7 +115,7 @@ const ASKING: &str = "
     sites:
       main:
         hosts: ['*']
-        auth_request: { pool: auth, path: /check, headers: { copy: [X-User], answer: [Set-Cookie] }, timeout: 500ms }
+        auth_request: { pool: auth, path: /check, headers: { copy: [X-User], answer: [Set-Cookie, X-Plan] }, timeout: 500ms }
         routes:
           - match: { path: /local }
             respond: ok
@@ -159,7 +159,9 @@ fn a_service_is_asked_and_vouches_for_the_client() {
 
 #[test]
 fn a_service_tells_the_client_what_it_is_to_know() {
-    let app = Origin::raw("HTTP/1.1 200 OK\r\nSet-Cookie: app=1\r\nContent-Length: 0\r\n\r\n");
+    let app = Origin::raw(
+        "HTTP/1.1 200 OK\r\nSet-Cookie: app=1\r\nX-Plan: free\r\nContent-Length: 0\r\n\r\n",
+    );
     let auth = Origin::fixed("");
     let weir = Weir::with("app", &app).with("auth", &auth).start(ASKING);
     let mut http2 = Http2::tcp(weir.address("http")).unwrap();
@@ -167,16 +169,22 @@ fn a_service_tells_the_client_what_it_is_to_know() {
     for (status, cookies) in [(200, vec!["app=1", own[0], own[1]]), (401, own.to_vec())] {
         let [one, other] = own;
         let head = format!("HTTP/1.1 {status} X\r\nSet-Cookie: {one}\r\nSet-Cookie: {other}\r\n");
-        let answer = head + "X-User: ada\r\nContent-Length: 0\r\n\r\n";
+        let answer = head + "X-Plan: gold\r\nX-User: ada\r\nContent-Length: 0\r\n\r\n";
         auth.behave(Behaviour::Raw(answer.into_bytes()));
         for answer in [weir.get("/"), http2.fetch(&get("/")).unwrap()] {
             assert_eq!(answer.status, status);
             assert_eq!(answer.headers.all("set-cookie"), cookies);
+            assert_eq!(answer.headers.all("x-plan"), ["gold"]);
             assert_eq!(answer.header("x-user"), None);
         }
         let local = weir.get("/local");
         assert_eq!(local.headers.all("set-cookie"), own);
     }
+    // neither yes nor no
+    let odd = "HTTP/1.1 302 Found\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n";
+    auth.behave(Behaviour::Raw(odd.into()));
+    let answer = weir.get("/");
+    assert_eq!((answer.status, answer.header("set-cookie")), (500, None));
 }
 
 #[test]

@@ -61,7 +61,8 @@ pub struct HeadersConfig {
     /// `proxy_set_header`.
     copy: OneOrMany<String>,
     /// Headers of the service's answer that the client gets, whether it is let in or not, such as a `Set-Cookie` that
-    /// prolongs a session. nginx: `auth_request_set` and `add_header`.
+    /// prolongs a session: cookies beside those of the answer, others in place of what it says. nginx: `auth_request_set` and
+    /// `add_header`.
     answer: OneOrMany<String>,
 }
 
@@ -128,13 +129,16 @@ impl Filter for AuthRequest {
                 return Flow::Fail(Failure::AuthUnreachable);
             }
         };
-        cx.told = chosen(&self.answer, &answer);
         match answer.status {
             status if status.is_success() => {
                 cx.vouched = chosen(&self.copy, &answer);
+                cx.told = chosen(&self.answer, &answer);
                 Flow::Continue
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => refusal(&answer),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                cx.told = chosen(&self.answer, &answer);
+                refusal(&answer)
+            }
             status => {
                 let pool = self.pool.name();
                 log::warn!(
@@ -168,9 +172,16 @@ impl Filter for AuthRequest {
         response: &mut ResponseHeader,
         _wall: SystemTime,
     ) {
-        for (name, value) in &cx.told {
-            // as above
-            let _ = response.append_header(name.clone(), value.clone());
+        for name in &self.answer {
+            let values = || cx.told.iter().filter(|(told, _)| *told == name.written());
+            // of cookies there may be several, from several sources
+            if *name.name() != header::SET_COOKIE && values().next().is_some() {
+                response.remove_header(name.name());
+            }
+            for (name, value) in values() {
+                // as above
+                let _ = response.append_header(name.clone(), value.clone());
+            }
         }
     }
 }

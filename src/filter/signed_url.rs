@@ -15,7 +15,7 @@
 //! echo "https://shop.example$path?expires=$expires&signature=$signature"
 //! ```
 //!
-//! nginx's `secure_link` has the same purpose, but its links cannot be taken over; there the hash is MD5 of a text with
+//! nginx's `secure_link` has the same purpose, but links made for it do not work here: its hash is MD5 of a text with
 //! the secret in it, which whoever has seen one link can try to extend, and paths and dates may run into each other.
 //! Other parameters of the query are not signed unless `bind` names them.
 

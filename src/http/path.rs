@@ -20,8 +20,8 @@ pub struct Target<'a> {
 
 /// Splits a request target: `/a?b` (origin form), `http://host/a?b` (absolute form) or `*`.
 ///
-/// The path of `OPTIONS *` is `*` and that of `CONNECT host:port` is `host:port`; neither is one of a site, and [`normalise`] refuses them. A fragment
-/// has no business in a request (RFC 9112 section 3.2) and is dropped, as nginx and Pingora do.
+/// The path of `OPTIONS *` is `*` and that of `CONNECT host:port` is `host:port`; neither is one of a site, and [`normalise`]
+/// refuses them. A fragment has no business in a request (RFC 9112 section 3.2) and is dropped, as nginx and Pingora do.
 pub fn split_target(target: &str) -> Target<'_> {
     let target = target.split_once('#').map_or(target, |(target, _)| target);
     let local = after_authority(target).unwrap_or(target);

@@ -156,7 +156,7 @@ async fn run(
     live: &Live,
 ) -> std::result::Result<Outcome, Failure> {
     let Chosen::Route(route) = &x.chosen else {
-        // Without a failure either, it was `OPTIONS *`: the server is there.
+        // No route and no failure: it was `OPTIONS *`, and the server is there.
         return Ok(Outcome::Reply(Reply::empty(StatusCode::NO_CONTENT)));
     };
     let route = route.clone();

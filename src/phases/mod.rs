@@ -18,7 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use self::answer::{answer, with_page_of_route};
 use self::ending::{count, cut, log, report};
 use self::length::{fields_length, request_length, status_line_length};
-use self::routing::{remove_underscored, remove_upgrade_in_part, route};
+use self::routing::{remove_unasked_upgrade, remove_underscored, route};
 use crate::exchange::named::Memo;
 use crate::exchange::transform::{self, Instead};
 use crate::exchange::{Body, Cx, Reply};
@@ -102,7 +102,7 @@ enum Stage {
 
 enum Chosen {
     Route(Arc<Route>),
-    /// No route; the policies that its answer gets all the same.
+    /// No route, for a failure or for `OPTIONS *`; the policies that its answer gets all the same.
     Nothing(Arc<Chain>),
 }
 
@@ -136,7 +136,7 @@ impl Exchange {
             if !connection.underscores {
                 remove_underscored(session.req_header_mut());
             }
-            remove_upgrade_in_part(session.req_header_mut());
+            remove_unasked_upgrade(session.req_header_mut());
             self.cx.connection = connection;
         }
         self.cx.request_length = request_length(session);
@@ -179,8 +179,8 @@ impl Exchange {
     /// Takes an error of a backend for one that weir has a page for, if it is to.
     ///
     /// # Errors
-    /// When it is, and the backend sends no body that the page could take the place of, or a route has the page. To Pingora the try has failed then:
-    /// it has no other way to send a body that does not come from a backend.
+    /// When it is, and the backend sends no body that the page could take the place of, or a route has the page. To Pingora
+    /// the try has failed then: it has no other way to send a body that does not come from a backend.
     fn intercept(&mut self, request: &RequestHeader, response: &ResponseHeader) -> Result<()> {
         let errors = self.chain().errors.as_ref();
         let is_for_page = |errors: &Arc<Errors>| errors.intercepts(response.status.as_u16());

@@ -32,7 +32,7 @@ pub(super) fn remove_underscored(request: &mut RequestHeader) {
 
 /// Removes `Upgrade` where it asks for nothing: `Connection` must name it, in HTTP/1.1 (RFC 9110 section 7.8). A proxy in front
 /// that knows no upgrades may have let it through, on a connection that others share. Pingora looks at the field alone.
-pub(super) fn remove_upgrade_in_part(request: &mut RequestHeader) {
+pub(super) fn remove_unasked_upgrade(request: &mut RequestHeader) {
     if request.headers.contains_key(header::UPGRADE)
         && !(request.version == Version::HTTP_11 && hop::names_upgrade(&request.headers))
     {

@@ -8,8 +8,8 @@
 //! redirect: { file: moved.txt, status: 301 }
 //! ```
 //!
-//! nginx: `return 308 https://...`; with a file, a `map` in front of it. The target is percent-encoded where it is not a URI, so that a decoded `$uri` can
-//! neither end the header nor break the link.
+//! nginx: `return 308 https://...`; with a file, a `map` in front of it. The target is percent-encoded where it is not a URI,
+//! so that a decoded `$uri` can neither end the header nor break the link.
 
 mod table;
 
