@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A value that is left out is written [`MASK`], wherever it would stand in the line: a parameter in the target, in the
-//! query alone, in the `Referer` and in a `Location`, a cookie in the `Cookie` header as well.
+//! query alone, in the `Referer` and in a `Location`, there in the fragment as well, a cookie in the `Cookie` header as well.
+//! A `Set-Cookie` is left out as a whole: where several are joined, their commas are not told from those of a date.
 
 use std::ops::Range;
 
@@ -30,7 +31,8 @@ pub struct Config {
     pub args: Vec<String>,
     /// Fields of the request's header and of the answer's.
     pub headers: Vec<String>,
-    /// Cookies of the request, and what `$upstream_cookie_NAME` says of them.
+    /// Cookies of the request, and what `$upstream_cookie_NAME` says of them. If there are any, `$sent_http_set_cookie` and
+    /// `$upstream_http_set_cookie` are left out as a whole.
     pub cookies: Vec<String>,
 }
 
@@ -79,6 +81,13 @@ impl Redact {
                 if let Some(query) = memchr::memchr(b'?', &out[start..]) {
                     self.hide_args(out, start + query + 1);
                 }
+                // An authorization server may send a token there.
+                if !matches!(var, Var::Http(_))
+                    && let Some(fragment) = memchr::memchr(b'#', &out[start..])
+                {
+                    let start = start + fragment + 1;
+                    hide_pairs(out, start, b'&', b"", |name| self.has_arg(name));
+                }
             }
             Var::Http(COOKIE) => hide_pairs(out, start, b';', b"", |name| self.has_cookie(name)),
             _ => {}
@@ -89,6 +98,11 @@ impl Redact {
     /// Whether the whole value is to be left out.
     fn is_hidden(&self, var: &Var) -> bool {
         match var {
+            Var::SentHttp(SET_COOKIE) | Var::UpstreamHttp(SET_COOKIE)
+                if !self.cookies.is_empty() =>
+            {
+                true
+            }
             Var::Http(name) | Var::SentHttp(name) | Var::UpstreamHttp(name) => {
                 self.headers.contains(name)
             }
@@ -168,17 +182,21 @@ mod tests {
     use crate::exchange::Cx;
     use crate::exchange::cx::Connection;
 
-    fn written(var: &Var, request: &RequestHeader) -> String {
-        let redact = Redact {
+    fn redact() -> Redact {
+        Redact {
             args: vec!["token".to_owned(), "key".to_owned()],
-            headers: vec![AUTHORIZATION, SET_COOKIE],
+            headers: vec![AUTHORIZATION],
             cookies: vec!["session".to_owned()],
-        };
+        }
+    }
+
+    fn written(var: &Var, request: &RequestHeader) -> String {
+        written_by(&redact(), var, request, "/")
+    }
+
+    fn written_by(redact: &Redact, var: &Var, request: &RequestHeader, location: &str) -> String {
         let mut answer = ResponseHeader::build(302, None).unwrap();
-        for (name, value) in [
-            ("Location", "/login?next=%2F&token=1"),
-            ("Set-Cookie", "session=s3cret"),
-        ] {
+        for (name, value) in [("Location", location), ("Set-Cookie", "session=s3cret")] {
             answer.append_header(name, value).unwrap();
         }
         let mut cx = Cx::new(Instant::now(), Arc::new(Connection::default()));
@@ -244,8 +262,33 @@ mod tests {
         ] {
             assert_eq!(written(&var, &request), "***", "{var:?}");
         }
-        for var in [Var::SentHttp(LOCATION), Var::UpstreamHttp(LOCATION)] {
-            assert_eq!(written(&var, &request), "/login?next=%2F&token=***");
+    }
+
+    #[test]
+    fn a_set_cookie_stays_if_no_cookie_is_hidden() {
+        let mut redact = redact();
+        redact.cookies.clear();
+        let shown =
+            |redact: &Redact| written_by(redact, &Var::SentHttp(SET_COOKIE), &request("/"), "/");
+        assert_eq!(shown(&redact), "session=s3cret");
+        redact.headers.push(SET_COOKIE);
+        assert_eq!(shown(&redact), "***");
+    }
+
+    #[test]
+    fn parameters_are_hidden_on_both_sides_of_a_location() {
+        let request = request("/");
+        for (location, expected) in [
+            ("/login?next=%2F&token=1", "/login?next=%2F&token=***"),
+            ("/cb#token=1", "/cb#token=***"),
+            ("/cb?a=b#token=1", "/cb?a=b#token=***"),
+            ("/cb?token=1&a=b#c=d&key=2", "/cb?token=***&a=b#c=d&key=***"),
+            ("/cb#a=b#c&token=1 2", "/cb#a=b#c&token=***"),
+            ("/cb#/view?token=1", "/cb#/view?token=***"),
+        ] {
+            for var in [Var::SentHttp(LOCATION), Var::UpstreamHttp(LOCATION)] {
+                assert_eq!(written_by(&redact(), &var, &request, location), expected);
+            }
         }
     }
 
