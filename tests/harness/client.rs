@@ -484,10 +484,23 @@ impl Http2 {
 pub struct Dialogue {
     body: h2::SendStream<Bytes>,
     response: Option<h2::client::ResponseFuture>,
-    answer: Option<h2::RecvStream>,
+    answer: Option<http::Response<h2::RecvStream>>,
 }
 
 impl Dialogue {
+    pub fn status(&mut self) -> io::Result<u16> {
+        let answer = within_silence(self.answer())??;
+        Ok(answer.status().as_u16())
+    }
+
+    /// The answer, once its header is there.
+    async fn answer(&mut self) -> io::Result<&mut http::Response<h2::RecvStream>> {
+        if let Some(response) = self.response.take() {
+            self.answer = Some(response.await.map_err(io::Error::other)?);
+        }
+        Ok(self.answer.as_mut().expect("a header came"))
+    }
+
     pub fn say(&mut self, part: &str, end: bool) -> io::Result<()> {
         let part = Bytes::copy_from_slice(part.as_bytes());
         self.body.send_data(part, end).map_err(io::Error::other)
@@ -502,10 +515,7 @@ impl Dialogue {
     /// The next part of the answer; `None` at its end.
     pub fn hear_bytes(&mut self) -> io::Result<Option<Bytes>> {
         within_silence(async {
-            if let Some(response) = self.response.take() {
-                self.answer = Some(response.await.map_err(io::Error::other)?.into_body());
-            }
-            let answer = self.answer.as_mut().expect("a header came");
+            let answer = self.answer().await?.body_mut();
             while let Some(part) = answer.data().await {
                 let part = part.map_err(io::Error::other)?;
                 let _ = answer.flow_control().release_capacity(part.len());
@@ -521,7 +531,7 @@ impl Dialogue {
     /// What stands behind the last part.
     pub fn trailers(mut self) -> io::Result<Headers> {
         let answer = self.answer.as_mut().expect("a header came");
-        let trailers = within_silence(answer.trailers())?.map_err(io::Error::other)?;
+        let trailers = within_silence(answer.body_mut().trailers())?.map_err(io::Error::other)?;
         Ok(to_headers(&trailers.unwrap_or_default()))
     }
 }

@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -362,6 +362,25 @@ impl Session {
         Error::explain(ErrorType::H2Error, why).into_down()
     }
 
+    /// Whether the client may send more of its body, when nobody reads it any more. What is here already is thrown away, for
+    /// the end may stand behind it.
+    fn is_more_to_come(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut unread = 0;
+        // A window has an end, and no room is made in it before what it holds is taken.
+        loop {
+            match self.body.poll_data(&mut cx) {
+                Poll::Ready(Some(Ok(data))) => unread += data.len(),
+                // The end, or a reset; the engine makes room when the stream is dropped.
+                Poll::Ready(_) => return false,
+                Poll::Pending => break,
+            }
+        }
+        // As in `read_body_bytes`.
+        let _ = self.body.flow_control().release_capacity(unread);
+        true
+    }
+
     fn reset(&mut self, reason: Reason) {
         if !std::mem::replace(&mut self.ended, true) {
             self.respond.send_reset(reason);
@@ -372,7 +391,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let is_answered = self.ended && self.written.is_some();
-        if !is_answered || self.body.is_end_stream() {
+        if !is_answered || !self.is_more_to_come() {
             return;
         }
         // As long as somebody has a handle, the engine does not reset the stream; what comes is thrown away.
@@ -683,6 +702,20 @@ mod tests {
 
     /// A request of a client that opens windows of that size, and whose answer has begun.
     async fn scene(window: u32, common: &Arc<Common>) -> (Session, ResponseFuture) {
+        let request = Request::get("http://localhost/").body(()).unwrap();
+        let (mut session, answer, _) = exchange(window, common, request, true).await;
+        let header = Box::new(ResponseHeader::build(200, None).unwrap());
+        session.write_response_header(header, false).await.unwrap();
+        (session, answer)
+    }
+
+    /// A request, which may have a body, as both sides see it.
+    async fn exchange(
+        window: u32,
+        common: &Arc<Common>,
+        request: Request<()>,
+        end: bool,
+    ) -> (Session, ResponseFuture, SendStream<Bytes>) {
         let (near, far) = duplex(1 << 20);
         let mut options = h2::client::Builder::new();
         options.initial_window_size(window);
@@ -692,15 +725,33 @@ mod tests {
         );
         let ((mut requests, connection), mut server) = (client.unwrap(), server.unwrap());
         tokio::spawn(connection);
-        let request = Request::get("http://localhost/").body(()).unwrap();
-        let (answer, _) = requests.send_request(request, true).unwrap();
+        let (answer, body) = requests.send_request(request, end).unwrap();
         let (request, respond) = server.accept().await.unwrap().unwrap();
         tokio::spawn(async move { while server.accept().await.is_some() {} });
         let mut session = Session::new(request, respond, common.clone());
         session.set_write_timeout(Some(Duration::from_secs(60)));
-        let header = Box::new(ResponseHeader::build(200, None).unwrap());
-        session.write_response_header(header, false).await.unwrap();
-        (session, answer)
+        (session, answer, body)
+    }
+
+    /// An upload that is answered before its end.
+    async fn upload() -> (Session, ResponseFuture, SendStream<Bytes>) {
+        let request = Request::post("http://localhost/").body(()).unwrap();
+        let common = common(usize::MAX);
+        let (mut session, answer, body) = exchange(1 << 16, &common, request, false).await;
+        let header = Box::new(ResponseHeader::build(413, None).unwrap());
+        session.write_response_header(header, true).await.unwrap();
+        (session, answer, body)
+    }
+
+    /// Time passes, where it is paused, only when nobody has anything to do: what was sent is there then.
+    async fn settle() {
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    fn tasks() -> usize {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
     }
 
     fn common(most: usize) -> Arc<Common> {
@@ -757,6 +808,58 @@ mod tests {
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.headers()["sec-websocket-protocol"], "chat");
         assert!(!answer.headers().contains_key(header::CONTENT_LENGTH));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upload_is_given_up_some_time_after_its_answer() {
+        let (session, answer, mut body) = upload().await;
+        let begun = Instant::now();
+        drop(session);
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let reset = poll_fn(|cx| body.poll_reset(cx)).await;
+        assert_eq!(reset.unwrap(), Reason::NO_ERROR);
+        assert_eq!(begun.elapsed().as_secs(), LINGER.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upload_may_come_to_its_end_after_its_answer() {
+        let (session, answer, mut body) = upload().await;
+        body.send_data(Bytes::from_static(b"some"), false).unwrap();
+        settle().await;
+        let before = tasks();
+        drop(session);
+        assert_eq!(tasks(), before + 1);
+        settle().await;
+        body.send_data(Bytes::from_static(b"more"), true).unwrap();
+        let mut answer = answer.await.unwrap().into_body();
+        sleep(2 * LINGER).await;
+        assert!(answer.data().await.is_none());
+        assert_eq!(tasks(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upload_that_is_over_is_not_waited_for() {
+        for trailers in [false, true] {
+            let (session, _answer, mut body) = upload().await;
+            body.send_data(Bytes::from_static(b"all"), !trailers)
+                .unwrap();
+            if trailers {
+                body.send_trailers(HeaderMap::new()).unwrap();
+            }
+            settle().await;
+            let before = tasks();
+            drop(session);
+            assert_eq!(tasks(), before, "trailers: {trailers}");
+        }
+        let (session, _answer, mut body) = upload().await;
+        body.send_data(Bytes::from_static(b"some"), false).unwrap();
+        settle().await;
+        body.send_reset(Reason::CANCEL);
+        settle().await;
+        let before = tasks();
+        drop(session);
+        assert_eq!(tasks(), before, "reset");
     }
 
     #[tokio::test(start_paused = true)]
