@@ -606,7 +606,10 @@ fn daemon_that_cannot_serve_says_so_and_a_stale_pid_file_is_no_obstacle() {
 fn program_that_was_replaced_on_disk_is_the_next_one() {
     let setup = Setup::new();
     let program = setup.dir().join("weir with a blank");
-    fs::copy(BINARY, &program).expect("copy the program");
+    // Not by this process: whatever other tests start meanwhile would have the copy open for writing for a moment, and such a
+    // file cannot be run.
+    let copied = Command::new("cp").arg(BINARY).arg(&program).status();
+    assert!(copied.expect("run cp").success());
     setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
     let mut command = Command::new(&program);
     let log = fs::File::create(setup.dir().join("stderr.log")).expect("a log");
