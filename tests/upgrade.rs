@@ -1,7 +1,6 @@
 //! `weir -u` beside a running process, and QUIT to that one: the sockets move, and no request fails.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
@@ -184,12 +183,15 @@ fn order(setup: &Setup, arguments: &[&str]) -> Run {
 }
 
 /// A program that stands in for a new weir.
+///
+/// Not written by this process: whatever other tests start meanwhile would have it open for writing for a moment, and such a
+/// file cannot be run.
 fn script(setup: &Setup, text: &str) -> String {
-    let path = setup.dir().join("next");
-    setup.write("next", format!("#!/bin/sh\n{text}\n"));
-    let mode = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(&path, mode).expect("make it a program");
-    path.display().to_string()
+    let path = setup.dir().join("next").display().to_string();
+    let write = "printf '#!/bin/sh\n%s\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let written = Command::new("sh").args(["-c", write, &path, text]).status();
+    assert!(written.expect("run sh").success());
+    path
 }
 
 fn pid_in(setup: &Setup) -> i32 {
@@ -606,8 +608,7 @@ fn daemon_that_cannot_serve_says_so_and_a_stale_pid_file_is_no_obstacle() {
 fn program_that_was_replaced_on_disk_is_the_next_one() {
     let setup = Setup::new();
     let program = setup.dir().join("weir with a blank");
-    // Not by this process: whatever other tests start meanwhile would have the copy open for writing for a moment, and such a
-    // file cannot be run.
+    // not by this process, as in `script`
     let copied = Command::new("cp").arg(BINARY).arg(&program).status();
     assert!(copied.expect("run cp").success());
     setup.write_config(&one_site("routes: [{ respond: { body: here } }]"));
@@ -620,9 +621,7 @@ fn program_that_was_replaced_on_disk_is_the_next_one() {
     let mut first = command.spawn().expect("start weir");
     eventually(PATIENCE, || setup.dir().join("weir.pid").exists());
     // as package managers do: the file of the running program is `(deleted)` now
-    setup.write("next", "#!/bin/sh\necho replaced >&2; exit 9");
-    let next = setup.dir().join("next");
-    fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).expect("make it a program");
+    let next = script(&setup, "echo replaced >&2; exit 9");
     fs::rename(&next, &program).expect("replace the program");
     let run = value_within(PATIENCE, || {
         let run = order(&setup, &[]);
