@@ -137,6 +137,10 @@ impl Settings {
 }
 
 impl Filter for Compress {
+    fn varies(&self) -> bool {
+        true
+    }
+
     fn body(
         &self,
         _cx: &Cx,

@@ -224,14 +224,11 @@ impl Origin {
     }
 }
 
-impl Cors {
-    /// Whether what an answer says depends on who asks.
-    pub fn varies(&self) -> bool {
+impl Filter for Cors {
+    fn varies(&self) -> bool {
         matches!(self.origins, Origins::Some(_))
     }
-}
 
-impl Filter for Cors {
     async fn request(&self, _cx: &mut Cx, request: &RequestHeader, _wall: SystemTime) -> Flow {
         match is_preflight(request) {
             true => Flow::Reply(self.preflight(&request.headers)),

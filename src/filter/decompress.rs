@@ -89,6 +89,10 @@ impl Settings {
 }
 
 impl Filter for Decompress {
+    fn varies(&self) -> bool {
+        true
+    }
+
     fn body(
         &self,
         _cx: &Cx,

@@ -99,6 +99,11 @@ pub trait Filter: Sized + Send + Sync {
         false
     }
 
+    /// Whether what an answer says depends on headers of the request, which it then names in `Vary`.
+    fn varies(&self) -> bool {
+        false
+    }
+
     /// Before the action. May answer in its place, and may wait.
     fn request(
         &self,
@@ -213,7 +218,13 @@ macro_rules! registry {
                     waits: false,
                 };
                 chain.check(self, at, b);
-                chain.check_vary(self, at, b);
+                let varying = [$((
+                    stringify!($key),
+                    chain.$key.as_ref().is_some_and(|filter| filter.varies()),
+                    self.$key.is_some(),
+                )),+];
+                let varying = varying.into_iter().filter(|(_, varies, _)| *varies);
+                chain.check_vary(self, varying.map(|(key, _, is_new)| (key, is_new)), at, b);
                 let empty = chain.names().next().is_none();
                 let waits = [$(chain.$key.as_ref().is_some_and(|filter| filter.may_wait())),+];
                 let waits = waits.contains(&true);
@@ -344,38 +355,22 @@ impl Chain {
         }
     }
 
-    /// Warns of an answer whose `Vary` says less than policies made it depend on, where `level` gives one of them.
-    fn check_vary(&self, level: &Filters, at: &At<'_>, b: &mut Build<'_>) {
-        let varying = [
-            (
-                "decompress",
-                self.decompress.is_some(),
-                level.decompress.is_some(),
-            ),
-            (
-                "compress",
-                self.compress.is_some(),
-                level.compress.is_some(),
-            ),
-            (
-                "cors",
-                self.cors.as_ref().is_some_and(|cors| cors.varies()),
-                level.cors.is_some(),
-            ),
-        ];
-        let replaced = self
-            .headers
-            .as_ref()
-            .is_some_and(|headers| headers.replaces(&header::VARY));
-        let first = varying
-            .iter()
-            .find(|(_, is_on, is_new)| *is_on && (*is_new || level.headers.is_some()));
-        if let (true, Some((key, ..))) = (replaced, first) {
-            let place = if level.headers.is_some() {
-                "headers"
-            } else {
-                key
-            };
+    /// Warns of an answer whose `Vary` says less than it depends on. `varying` are the policies that make it depend on something,
+    /// and whether it is `level` that gives them.
+    fn check_vary(
+        &self,
+        level: &Filters,
+        mut varying: impl Iterator<Item = (&'static str, bool)>,
+        at: &At<'_>,
+        b: &mut Build<'_>,
+    ) {
+        let replaces = |headers: &Arc<Headers>| headers.replaces(&header::VARY);
+        if !self.headers.as_ref().is_some_and(replaces) {
+            return;
+        }
+        let is_here = level.headers.is_some();
+        if let Some((key, _)) = varying.find(|(_, is_new)| *is_new || is_here) {
+            let place = if is_here { "headers" } else { key };
             let what = format!(
                 "`headers` replaces the `Vary` of `{key}`, so that caches give answers to clients they are not for"
             );

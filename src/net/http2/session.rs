@@ -47,7 +47,7 @@ const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
 /// How long a client may go on with a body that nobody reads, once it has its answer, before its stream is reset: many (curl
 /// 7.88 is one) lose an answer that comes together with the reset. (nginx: `lingering_timeout`.)
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER_OF_STREAM: Duration = Duration::from_secs(1);
 
 /// Fields that speak about a connection of HTTP/1 (RFC 9113 section 8.2.2).
 const OF_HTTP1: [HeaderName; 5] = [
@@ -398,7 +398,7 @@ impl Drop for Session {
         let handle = self.body.flow_control().clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                sleep(LINGER).await;
+                sleep(LINGER_OF_STREAM).await;
                 drop(handle);
             });
         }
@@ -819,7 +819,7 @@ mod tests {
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
         let reset = poll_fn(|cx| body.poll_reset(cx)).await;
         assert_eq!(reset.unwrap(), Reason::NO_ERROR);
-        assert_eq!(begun.elapsed().as_secs(), LINGER.as_secs());
+        assert_eq!(begun.elapsed().as_secs(), LINGER_OF_STREAM.as_secs());
     }
 
     #[tokio::test(start_paused = true)]
@@ -833,7 +833,7 @@ mod tests {
         settle().await;
         body.send_data(Bytes::from_static(b"more"), true).unwrap();
         let mut answer = answer.await.unwrap().into_body();
-        sleep(2 * LINGER).await;
+        sleep(2 * LINGER_OF_STREAM).await;
         assert!(answer.data().await.is_none());
         assert_eq!(tasks(), before);
     }
