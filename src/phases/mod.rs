@@ -6,13 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType, OrErr, Result};
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use self::answer::{answer, with_page_of_route};
@@ -361,7 +360,7 @@ impl ProxyHttp for Weir {
             client.write_continue_response().await?;
         }
         x.cx.has_body = !session.as_downstream_mut().is_body_empty();
-        make_origin_form(upstream)?;
+        crate::handler::proxy::make_origin_form(upstream)?;
         if let Some(length) = x.attempts.length_kept() {
             buffered::frame(upstream, length)?;
         } else if x.cx.has_body {
@@ -591,30 +590,6 @@ fn set_timeouts(session: &mut ServerSession) {
     session.set_read_timeout(None);
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
-}
-
-/// Gives a request with a URL for a target the form for an origin (RFC 9112 section 3.2.1), which does not say the host twice.
-///
-/// # Errors
-/// None that a target which was parsed before could cause.
-fn make_origin_form(upstream: &mut RequestHeader) -> Result<()> {
-    let target = raw_target_authority(upstream.raw_path());
-    let RawTargetAuthority::Absolute {
-        authority,
-        path_and_query,
-        ..
-    } = target
-    else {
-        return Ok(());
-    };
-    let (authority, mut path) = (authority.to_vec(), path_and_query.to_vec());
-    if !path.starts_with(b"/") {
-        path.insert(0, b'/');
-    }
-    let host = HeaderValue::from_bytes(&authority);
-    let host = host.or_err(ErrorType::InvalidHTTPHeader, "the authority of a target")?;
-    upstream.insert_header(header::HOST, host)?;
-    upstream.set_raw_path(&path)
 }
 
 fn names_host(request: &RequestHeader) -> bool {

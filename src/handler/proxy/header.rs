@@ -2,7 +2,8 @@
 
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::{Error, ErrorType, Result};
+use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
+use pingora::{Error, ErrorType, OrErr, Result};
 
 use crate::exchange::Cx;
 use crate::http::{forwarded, hop, websocket};
@@ -78,6 +79,30 @@ fn host_of(request: &RequestHeader) -> Option<HeaderValue> {
         return Some(host.clone());
     }
     HeaderValue::from_str(request.uri.authority()?.as_str()).ok()
+}
+
+/// Gives a request with a URL for a target the form for an origin (RFC 9112 section 3.2.1), which does not say the host twice.
+///
+/// # Errors
+/// None that a target which was parsed before could cause.
+pub fn make_origin_form(upstream: &mut RequestHeader) -> Result<()> {
+    let target = raw_target_authority(upstream.raw_path());
+    let RawTargetAuthority::Absolute {
+        authority,
+        path_and_query,
+        ..
+    } = target
+    else {
+        return Ok(());
+    };
+    let (authority, mut path) = (authority.to_vec(), path_and_query.to_vec());
+    if !path.starts_with(b"/") {
+        path.insert(0, b'/');
+    }
+    let host = HeaderValue::from_bytes(&authority);
+    let host = host.or_err(ErrorType::InvalidHTTPHeader, "the authority of a target")?;
+    upstream.insert_header(header::HOST, host)?;
+    upstream.set_raw_path(&path)
 }
 
 /// Takes out of a backend's header what is between it and weir only, its version of HTTP included (RFC 9110 section 6.2).

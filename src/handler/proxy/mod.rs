@@ -33,7 +33,7 @@ use attempts::Again;
 
 pub use attempts::{Attempts, Replay};
 pub use fault::{brief, failure_of};
-pub use header::{check, clean, prepare};
+pub use header::{check, clean, make_origin_form, prepare};
 
 /// Where to pass the request; `proxy: NAME` is short for `proxy: { pool: NAME }`. nginx: `proxy_pass`.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
