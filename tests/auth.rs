@@ -244,6 +244,16 @@ fn the_service_says_no_or_nothing() {
     tunnel.read_frame().unwrap();
 }
 
+/// What signs a message, as it stands in a link.
+fn signature(message: &str) -> String {
+    let signature = hmac_sha256(b"0123456789abcdef", message.as_bytes()).unwrap();
+    let signature = boring::base64::encode_block(&signature);
+    signature
+        .replace('+', "-")
+        .replace('/', "_")
+        .replace('=', "")
+}
+
 #[test]
 fn a_link_that_is_signed_works_until_it_expires() {
     let weir = Setup::new()
@@ -258,12 +268,7 @@ fn a_link_that_is_signed_works_until_it_expires() {
     let link = |path: &str, expires: Duration| {
         let expires = expires.as_secs();
         let message = format!("{path}\n{expires}");
-        let signature = hmac_sha256(b"0123456789abcdef", message.as_bytes()).unwrap();
-        let signature = boring::base64::encode_block(&signature);
-        let signature = signature
-            .replace('+', "-")
-            .replace('/', "_")
-            .replace('=', "");
+        let signature = signature(&message);
         format!("/dl/a%20b?expires={expires}&signature={signature}")
     };
     let later = now + Duration::from_secs(600);
@@ -287,12 +292,7 @@ fn a_parameter_that_a_link_is_bound_to_has_one_value() {
     );
     let signed = |user: &str| {
         let message = format!("/x\n4102444800\n{user}");
-        let signature = hmac_sha256(b"0123456789abcdef", message.as_bytes()).unwrap();
-        let signature = boring::base64::encode_block(&signature);
-        let signature = signature
-            .replace('+', "-")
-            .replace('/', "_")
-            .replace('=', "");
+        let signature = signature(&message);
         format!("expires=4102444800&signature={signature}")
     };
     let (own, nobodys) = (signed("me"), signed(""));

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::Weir;
-use crate::harness::client::{Http2, get};
+use crate::harness::client::{Connection, Http2, get};
 use crate::harness::origin::{Behaviour, Origin};
 use crate::harness::wait::{PATIENCE, eventually, holds_within};
 
@@ -160,6 +160,15 @@ impl Check {
     }
 }
 
+/// The answer that comes has all that the backend sends.
+#[track_caller]
+fn assert_whole(connection: &mut Connection, framing: Framing) {
+    let mut check = Check::new();
+    let answer = connection.read_into("GET", |part| check.take(part));
+    assert!(answer.expect("an answer").complete, "{framing:?}");
+    assert_eq!(check.seen, LENGTH, "{framing:?}");
+}
+
 fn start(backend: &Backend) -> Weir {
     let setup = Weir::with("app", backend.address).allow("");
     setup.file("bodies/.keep", "").start(
@@ -191,10 +200,7 @@ fn backend_is_done_before_its_client_has_begun_to_read() {
             // longer than it would be waited for the backend
             let since = Instant::now();
             holds_within(PATIENCE, || since.elapsed() > Duration::from_millis(700));
-            let mut check = Check::new();
-            let answer = connection.read_into("GET", |part| check.take(part));
-            assert!(answer.expect("an answer").complete, "{framing:?}");
-            assert_eq!(check.seen, LENGTH, "{framing:?}");
+            assert_whole(&mut connection, framing);
             backend.seen.written.store(0, Ordering::Relaxed);
         }
         // that to the backend was used again, where it could be
@@ -215,10 +221,7 @@ fn disk_holds_what_memory_does_not() {
             eventually(PATIENCE, || backend.written() == LENGTH);
             let grown = weir.peak_memory() - before;
             assert!(grown < 16 << 20, "{framing:?}: {grown}");
-            let mut check = Check::new();
-            let answer = connection.read_into("GET", |part| check.take(part));
-            assert!(answer.expect("an answer").complete, "{framing:?}");
-            assert_eq!(check.seen, LENGTH, "{framing:?}");
+            assert_whole(&mut connection, framing);
             backend.seen.written.store(0, Ordering::Relaxed);
         }
         let expected = if framing == Framing::Close { 2 } else { 1 };
@@ -243,9 +246,7 @@ fn disk_without_room_holds_the_backend_up_and_loses_nothing() {
     });
     let is_done = || backend.written() == LENGTH;
     assert!(!holds_within(Duration::from_secs(1), is_done));
-    let mut check = Check::new();
-    let answer = connection.read_into("GET", |part| check.take(part));
-    assert!(answer.expect("an answer").complete && check.seen == LENGTH);
+    assert_whole(&mut connection, Framing::Length);
     // it is counted until it is gone
     eventually(PATIENCE, || weir.open_files_in("bodies") == 0);
 }
@@ -259,9 +260,7 @@ fn without_the_policy_it_is_not() {
     eventually(PATIENCE, || backend.written() > 0);
     let is_done = || backend.written() == LENGTH;
     assert!(!holds_within(Duration::from_secs(1), is_done));
-    let mut check = Check::new();
-    let answer = connection.read_into("GET", |part| check.take(part));
-    assert!(answer.expect("an answer").complete && check.seen == LENGTH);
+    assert_whole(&mut connection, Framing::Length);
 }
 
 #[test]
